@@ -1,0 +1,75 @@
+"""The world as the planner sees it: frozen values, no Kubernetes objects. Built by a cluster, read by `plan`.
+
+A Snapshot is cheap: mappings are shared with the cluster's cache, which replaces values and never edits them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from windlass_operator.api.v1alpha1.gpu_class import GPUClass
+from windlass_operator.api.v1alpha1.inference_service import Failure, InferenceService
+from windlass_operator.api.v1alpha1.tenant import Tenant
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """Identity of one object of ours. Cluster-scoped kinds have an empty namespace."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine and its extended resources."""
+
+    name: str
+    labels: Mapping[str, str]
+    allocatable: Mapping[str, int]
+    """Extended resource name -> devices, `{"nvidia.com/gpu": 8}`."""
+    ready: bool = True
+    schedulable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What runs for one service now, folded from its Deployment, pods and autoscaler."""
+
+    replicas: int = 0
+    """Pods that exist, of any revision."""
+    ready: int = 0
+    updated: int = 0
+    """Pods of the newest revision."""
+    updated_ready: int = 0
+    """Pods of the newest revision that are ready and available."""
+    wanted: int = 0
+    """Deployment spec.replicas as it stands, whoever wrote it."""
+    observed: bool = True
+    """Whether the workload controller has seen the newest template (observedGeneration)."""
+    gpu_class: str = ""
+    """GPUClass that the running template asks for; empty without GPU."""
+    devices: int = 0
+    """Devices its pods hold or wait for, per resource of its class."""
+    pending_reason: str = ""
+    """Words of the scheduler or of a quota, when pods cannot start."""
+    autoscaler_problem: str = ""
+    """Why the autoscaler cannot act, in its own words; empty while it can."""
+    last_failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything a plan may depend on."""
+
+    services: Mapping[Key, InferenceService] = field(default_factory=dict)
+    tenants: Mapping[str, Tenant] = field(default_factory=dict)
+    gpu_classes: Mapping[str, GPUClass] = field(default_factory=dict)
+    nodes: Mapping[str, Node] | None = field(default_factory=dict)
+    """None: nodes are unknown (rendering files without a cluster), so the first class that exists is taken."""
+    workloads: Mapping[Key, Workload] = field(default_factory=dict)

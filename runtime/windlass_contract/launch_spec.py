@@ -1,0 +1,117 @@
+"""What one replica is told at start. Rendered by the control plane (ConfigMap or local file), read by `windlass-runtime serve`.
+
+The JSON form is the contract between an operator and a runtime of different versions: readers ignore keys they do not
+know and fill in defaults for keys they miss, so upgrades and rollbacks may skew. Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+VERSION: Final = 1
+"""Raised only when an older reader would misunderstand a newer file."""
+
+FILE_NAME: Final = "launch-spec.json"
+"""Key in the ConfigMap and name of the mounted file."""
+
+MOUNT_PATH: Final = "/etc/windlass"
+"""Folder where a pod finds FILE_NAME."""
+
+
+class Precision(enum.StrEnum):
+    """Number format of weights and arithmetic in one replica."""
+
+    AUTO = "Auto"
+    """The checkpoint's own format where the device computes in it, else FP32 on a CPU and FP16 on a GPU."""
+    FP32 = "FP32"
+    BF16 = "BF16"
+    FP16 = "FP16"
+
+
+class Device(enum.StrEnum):
+    """Where a replica computes."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class LaunchSpecError(ValueError):
+    """The text is no launch spec this version can obey; names the key, what was found and what was expected."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """Everything a replica needs to know that is not the checkpoint itself."""
+
+    model_uri: str
+    """`file:///path`, `hf://organisation/name@revision`. Mounted sources (`pvc://`, `oci://`) arrive as `file://`."""
+    served_name: str
+    """The `model` value of OpenAI requests."""
+    namespace: str = "default"
+    service: str = "local"
+    tenant: str = ""
+    """Owner of every request to this replica; empty when the namespace belongs to no tenant."""
+    device: Device = Device.CPU
+    precision: Precision = Precision.AUTO
+    cache_bytes: int = 0
+    """Size of the key/value page pool in bytes; 0 lets the replica fit `max_running_requests` full sequences within a safe share of memory."""
+    max_sequence_tokens: int = 0
+    """Prompt plus output per request, in tokens; 0 means what the checkpoint was trained for."""
+    max_running_requests: int = 64
+    max_queued_requests: int = 256
+    """Requests waiting beyond those running; one more is answered 429 with Retry-After."""
+    step_tokens: int = 512
+    """Token budget of one engine step; longer prompts are prefilled in chunks of it."""
+    drain_timeout_s: float = 60.0
+    """Seconds to finish running requests after SIGTERM."""
+    host: str = "0.0.0.0"
+    port: int = 8000
+
+    def to_json(self) -> str:
+        """Render with sorted keys, so that equal specs have equal bytes (and equal config hashes)."""
+        return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> LaunchSpec:
+        """Parse; unknown keys are ignored. Raises LaunchSpecError."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as exc:
+            raise LaunchSpecError(f"launch spec: expected JSON, found an error at line {exc.lineno}: {exc.msg}") from exc
+        if not isinstance(data, dict):
+            raise LaunchSpecError(f"launch spec: expected an object, found {type(data).__name__}")
+        version = data.get("version")
+        if version != VERSION:
+            raise LaunchSpecError(f"launch spec: version: expected {VERSION}, found {version!r}")
+        return cls(**{field.name: _parse(field, data) for field in dataclasses.fields(cls) if field.name in data or _required(field)})
+
+
+_SCALARS: Final[Mapping[str, type]] = {"str": str, "int": int, "float": float}
+_ENUMS: Final[Mapping[str, type[enum.StrEnum]]] = {"Device": Device, "Precision": Precision}
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING
+
+
+def _parse(field: dataclasses.Field[Any], data: Mapping[str, Any]) -> Any:
+    if field.name not in data:
+        raise LaunchSpecError(f"launch spec: {field.name}: required, found nothing")
+    value, kind = data[field.name], str(field.type)
+    if kind in _ENUMS:
+        allowed = [member.value for member in _ENUMS[kind]]
+        if value not in allowed:
+            raise LaunchSpecError(f"launch spec: {field.name}: expected one of {', '.join(allowed)}, found {value!r}")
+        return _ENUMS[kind](value)
+    expected = _SCALARS[kind]
+    if expected is float and type(value) is int:
+        value = float(value)
+    if type(value) is not expected:
+        raise LaunchSpecError(f"launch spec: {field.name}: expected {kind}, found {value!r}")
+    if expected is not str and value < 0:
+        raise LaunchSpecError(f"launch spec: {field.name}: expected 0 or more, found {value!r}")
+    return value

@@ -1,0 +1,52 @@
+"""Prometheus names and label sets that both planes agree on: the runtime exports them, autoscalers and dashboards read them.
+
+Every name carries its unit. Label sets are closed; `tenant` is bounded by MAX_TENANT_LABELS, later tenants share OTHER_TENANT.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_TENANT_LABELS: Final = 100
+OTHER_TENANT: Final = "_other"
+
+TENANT_LABELS: Final = ("tenant", "model")
+MODEL_LABELS: Final = ("model",)
+
+# Gauges of one replica: what autoscaling reads.
+REQUESTS_RUNNING: Final = "windlass_requests_running"
+REQUESTS_WAITING: Final = "windlass_requests_waiting"
+KV_PAGES_TOTAL: Final = "windlass_kv_pages_total"
+KV_PAGES_FREE: Final = "windlass_kv_pages_free"
+KV_USE_RATIO: Final = "windlass_kv_use_ratio"
+
+# Counters per tenant and model.
+REQUESTS_TOTAL: Final = "windlass_requests_total"                      # + label `outcome`
+PROMPT_TOKENS_TOTAL: Final = "windlass_prompt_tokens_total"
+GENERATED_TOKENS_TOTAL: Final = "windlass_generated_tokens_total"
+
+# Histograms per tenant and model.
+TIME_TO_FIRST_TOKEN: Final = "windlass_time_to_first_token_seconds"
+TIME_PER_OUTPUT_TOKEN: Final = "windlass_time_per_output_token_seconds"
+REQUEST_DURATION: Final = "windlass_request_duration_seconds"
+QUEUE_TIME: Final = "windlass_queue_time_seconds"
+
+# Engine.
+STEP_DURATION: Final = "windlass_engine_step_duration_seconds"
+STEP_TOKENS: Final = "windlass_engine_step_tokens"
+MODEL_LOAD: Final = "windlass_model_load_seconds"
+
+OUTCOMES: Final = ("stop", "length", "cancelled", "rejected", "failed")
+"""Values of the `outcome` label of REQUESTS_TOTAL."""
+
+# Gateway.
+GATEWAY_REQUESTS_TOTAL: Final = "windlass_gateway_requests_total"      # labels: GATEWAY_LABELS + `code`
+GATEWAY_REQUEST_DURATION: Final = "windlass_gateway_request_duration_seconds"
+GATEWAY_IN_FLIGHT: Final = "windlass_gateway_requests_in_flight"
+GATEWAY_LABELS: Final = ("namespace", "service", "tenant")
+
+# Operator.
+RECONCILE_DURATION: Final = "windlass_reconcile_duration_seconds"      # labels: kind, result
+RECONCILE_QUEUE_DEPTH: Final = "windlass_reconcile_queue_depth"
+API_WRITES_TOTAL: Final = "windlass_api_writes_total"                  # labels: kind, verb
+IS_LEADER: Final = "windlass_operator_is_leader"

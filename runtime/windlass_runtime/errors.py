@@ -1,0 +1,53 @@
+"""The runtime's exceptions. The type says what the caller can do.
+
+RuntimeFault
+├── CheckpointError        the model folder is unusable; names file or tensor, expected and found
+│   └── UnsupportedModel   the architecture or one of its options is not implemented
+├── CapacityError          the machine is too small for the request; says the bytes needed and had
+├── RequestError           the client must change the request (HTTP 400)
+│   └── PromptTooLong      prompt plus requested output exceed the limit
+├── QueueFull              no room to wait; try another replica or later (HTTP 429)
+└── Draining               this replica is going away; try another (HTTP 503)
+"""
+
+from __future__ import annotations
+
+
+class RuntimeFault(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class CheckpointError(RuntimeFault):
+    """The checkpoint cannot be loaded as it is."""
+
+
+class UnsupportedModel(CheckpointError):
+    """The checkpoint is sound, but asks for something not implemented."""
+
+
+class CapacityError(RuntimeFault):
+    """Weights or cache do not fit; the message shows the arithmetic."""
+
+
+class RequestError(RuntimeFault):
+    """The request is at fault. `parameter` names the field of the request body, empty for the body as a whole."""
+
+    def __init__(self, message: str, parameter: str = "") -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+class PromptTooLong(RequestError):
+    """Prompt plus output do not fit the sequence limit."""
+
+
+class QueueFull(RuntimeFault):
+    """Too many requests wait already."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Draining(RuntimeFault):
+    """The replica accepts no new requests."""
