@@ -1,7 +1,7 @@
 """Ports, paths and the routing table: how the gateway, probes and scrapers reach replicas.
 
-The routing table is a JSON file that a control-plane shell rewrites atomically (write aside, then rename) and the gateway
-watches. Standard library only.
+The routing table is a JSON file that a control-plane shell rewrites atomically (write aside, then rename) and the
+gateway watches. Standard library only.
 """
 
 from __future__ import annotations

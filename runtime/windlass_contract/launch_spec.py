@@ -1,4 +1,4 @@
-"""What one replica is told at start. Rendered by the control plane (ConfigMap or local file), read by `windlass-runtime serve`.
+"""What one replica is told at start. Rendered by the control plane, read by `windlass-runtime serve`.
 
 The JSON form is the contract between an operator and a runtime of different versions: readers ignore keys they do not
 know and fill in defaults for keys they miss, so upgrades and rollbacks may skew. Standard library only.
@@ -58,7 +58,7 @@ class LaunchSpec:
     device: Device = Device.CPU
     precision: Precision = Precision.AUTO
     cache_bytes: int = 0
-    """Size of the key/value page pool in bytes; 0 lets the replica fit `max_running_requests` full sequences within a safe share of memory."""
+    """Size of the key/value page pool; 0 fits `max_running_requests` full sequences, within a safe share of memory."""
     max_sequence_tokens: int = 0
     """Prompt plus output per request, in tokens; 0 means what the checkpoint was trained for."""
     max_running_requests: int = 64
@@ -81,13 +81,14 @@ class LaunchSpec:
         try:
             data = json.loads(text)
         except json.JSONDecodeError as exc:
-            raise LaunchSpecError(f"launch spec: expected JSON, found an error at line {exc.lineno}: {exc.msg}") from exc
+            raise LaunchSpecError(f"launch spec: expected JSON, found line {exc.lineno}: {exc.msg}") from exc
         if not isinstance(data, dict):
             raise LaunchSpecError(f"launch spec: expected an object, found {type(data).__name__}")
         version = data.get("version")
         if version != VERSION:
             raise LaunchSpecError(f"launch spec: version: expected {VERSION}, found {version!r}")
-        return cls(**{field.name: _parse(field, data) for field in dataclasses.fields(cls) if field.name in data or _required(field)})
+        fields = [field for field in dataclasses.fields(cls) if field.name in data or _required(field)]
+        return cls(**{field.name: _parse(field, data) for field in fields})
 
 
 _SCALARS: Final[Mapping[str, type]] = {"str": str, "int": int, "float": float}

@@ -1,6 +1,7 @@
-"""Prometheus names and label sets that both planes agree on: the runtime exports them, autoscalers and dashboards read them.
+"""Prometheus names and label sets that both planes agree on.
 
-Every name carries its unit. Label sets are closed; `tenant` is bounded by MAX_TENANT_LABELS, later tenants share OTHER_TENANT.
+The runtime exports them, autoscalers and dashboards read them. Every name carries its unit. Label sets are closed;
+`tenant` is bounded by MAX_TENANT_LABELS, later tenants share OTHER_TENANT.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ KV_PAGES_FREE: Final = "windlass_kv_pages_free"
 KV_USE_RATIO: Final = "windlass_kv_use_ratio"
 
 # Counters per tenant and model.
-REQUESTS_TOTAL: Final = "windlass_requests_total"                      # + label `outcome`
+REQUESTS_TOTAL: Final = "windlass_requests_total"  # + label `outcome`
 PROMPT_TOKENS_TOTAL: Final = "windlass_prompt_tokens_total"
 GENERATED_TOKENS_TOTAL: Final = "windlass_generated_tokens_total"
 
@@ -40,13 +41,13 @@ OUTCOMES: Final = ("stop", "length", "cancelled", "rejected", "failed")
 """Values of the `outcome` label of REQUESTS_TOTAL."""
 
 # Gateway.
-GATEWAY_REQUESTS_TOTAL: Final = "windlass_gateway_requests_total"      # labels: GATEWAY_LABELS + `code`
+GATEWAY_REQUESTS_TOTAL: Final = "windlass_gateway_requests_total"  # labels: GATEWAY_LABELS + `code`
 GATEWAY_REQUEST_DURATION: Final = "windlass_gateway_request_duration_seconds"
 GATEWAY_IN_FLIGHT: Final = "windlass_gateway_requests_in_flight"
 GATEWAY_LABELS: Final = ("namespace", "service", "tenant")
 
 # Operator.
-RECONCILE_DURATION: Final = "windlass_reconcile_duration_seconds"      # labels: kind, result
+RECONCILE_DURATION: Final = "windlass_reconcile_duration_seconds"  # labels: kind, result
 RECONCILE_QUEUE_DEPTH: Final = "windlass_reconcile_queue_depth"
-API_WRITES_TOTAL: Final = "windlass_api_writes_total"                  # labels: kind, verb
+API_WRITES_TOTAL: Final = "windlass_api_writes_total"  # labels: kind, verb
 IS_LEADER: Final = "windlass_operator_is_leader"

@@ -25,15 +25,24 @@ def test_a_table_reads_back_as_it_was_written(table: RoutingTable) -> None:
 
 
 def test_a_newer_writer_may_add_keys_to_routes_and_replicas() -> None:
-    route = {"namespace": "n", "service": "s", "tenant": "t", "key_digests": [], "region": "x",
-             "replicas": [{"name": "r", "url": "http://h:1", "zone": "a"}]}
+    route = {
+        "namespace": "n",
+        "service": "s",
+        "tenant": "t",
+        "key_digests": [],
+        "region": "x",
+        "replicas": [{"name": "r", "url": "http://h:1", "zone": "a"}],
+    }
 
     table = RoutingTable.from_json(json.dumps({"routes": [route], "generation": 3}))
 
     assert table.routes[0].replicas == (Replica("r", "http://h:1"),)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"routes": [{}]}', '{"routes": 3}', '{"routes": [{"key_digests": [], "replicas": [3]}]}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"routes": [{}]}', '{"routes": 3}', '{"routes": [{"key_digests": [], "replicas": [3]}]}'],
+)
 def test_text_that_is_no_table_is_refused(text: str) -> None:
     with pytest.raises(RoutingTableError):
         RoutingTable.from_json(text)

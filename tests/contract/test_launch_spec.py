@@ -54,7 +54,7 @@ def test_an_older_writer_may_leave_keys_out() -> None:
         pytest.param({"device": "tpu"}, "device: expected one of cpu, cuda, found 'tpu'", id="unknown device"),
         pytest.param({"device": ["cpu"]}, "device: expected one of cpu, cuda, found ['cpu']", id="list for an enum"),
         pytest.param({"cache_bytes": -1}, "cache_bytes: expected 0 or more, found -1", id="negative size"),
-        pytest.param({"drain_timeout_s": float("nan")}, "drain_timeout_s: expected 0 or more, found nan", id="not a number"),
+        pytest.param({"drain_timeout_s": float("nan")}, "drain_timeout_s: expected 0 or more, found nan", id="NaN"),
     ],
 )
 def test_a_bad_value_is_named_with_what_was_expected(change: dict[str, object], message: str) -> None:

@@ -6,7 +6,11 @@ import pytest
 
 from windlass_contract import metric_names
 
-NAMES = {key: value for key, value in vars(metric_names).items() if key.isupper() and isinstance(value, str) and value.startswith("windlass_")}
+NAMES = {
+    key: value
+    for key, value in vars(metric_names).items()
+    if key.isupper() and isinstance(value, str) and value.startswith("windlass_")
+}
 
 
 @pytest.mark.parametrize("name", NAMES.values())
