@@ -1,0 +1,46 @@
+"""Label and annotation keys that renderers write and cluster shells read.
+
+`prune: never` marks objects that hold what others own (a tenant's Namespace): shells apply them, but give them no owner
+reference and never delete them, so removing a Tenant never removes its users' data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from windlass_operator.api.meta import GROUP
+
+NAME: Final = "app.kubernetes.io/name"
+INSTANCE: Final = "app.kubernetes.io/instance"
+COMPONENT: Final = "app.kubernetes.io/component"
+PART_OF: Final = "app.kubernetes.io/part-of"
+MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+
+PRODUCT: Final = "windlass"
+MANAGER: Final = "windlass-operator"
+RUNTIME: Final = "runtime"
+GATEWAY: Final = "gateway"
+
+SERVICE: Final = f"{GROUP}/service"
+TENANT: Final = f"{GROUP}/tenant"
+GPU_CLASS: Final = f"{GROUP}/gpu-class"
+"""On pods and their Deployment: the GPUClass they run on; shells read `Workload.gpu_class` from it."""
+
+CONFIG_HASH: Final = f"{GROUP}/config-hash"
+PRUNE: Final = f"{GROUP}/prune"
+PRUNE_NEVER: Final = "never"
+
+
+def is_prunable(manifest: Mapping[str, Any]) -> bool:
+    """Whether a shell may own and delete the object."""
+    annotations = manifest.get("metadata", {}).get("annotations") or {}
+    return annotations.get(PRUNE) != PRUNE_NEVER
+
+
+def selector_labels(service: str) -> dict[str, str]:
+    """The labels that tell one service's pods from all others in its namespace.
+
+    Frozen: a Deployment's selector is immutable, so a release that changes them cannot upgrade.
+    """
+    return {INSTANCE: service, COMPONENT: RUNTIME}
