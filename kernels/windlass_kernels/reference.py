@@ -1,0 +1,100 @@
+"""Slow, readable definitions of every op: what the native kernels must compute, and what runs where they cannot.
+
+`dtype` is the arithmetic's type: float32 when standing in for a kernel, float64 when a test wants the truth.
+Results have that type. Names of dimensions are those of `ops`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[M, K] times [N, K] transposed, plus bias [N]: [M, N]."""
+    result = x.to(dtype) @ weight.to(dtype).T
+    return result if bias is None else result + bias.to(dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """x [..., F] divided by the root of its mean square over F, times weight [F]."""
+    wide = x.to(dtype)
+    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(dtype)
+
+
+def silu_mul(gate_up: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[M, 2F], gate first: silu(gate) * up, [M, F]."""
+    gate, up = gate_up.to(dtype).chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Turn the first 2C of the D values of x [T, H, D] by the angles of cos and sin [T, C]; the rest pass through.
+
+    Pairs are (i, i + C), or (2i, 2i + 1) if interleaved.
+    """
+    half = cos.shape[-1]
+    turned, passed = x[..., : 2 * half], x[..., 2 * half :]
+    c, s = cos[:, None, :], sin[:, None, :]
+    if interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        turned = torch.stack((a * c - b * s, a * s + b * c), dim=-1).flatten(-2)
+    else:
+        a, b = turned[..., :half], turned[..., half:]
+        turned = torch.cat((a * c - b * s, a * s + b * c), dim=-1)
+    return torch.cat((turned, passed), dim=-1)
+
+
+def rope_and_store(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    heads: int,
+    interleaved: bool = False,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """See `ops.rope_and_store`; returns q [T, H, D], writes the pages."""
+    _, kv_heads, page_tokens, width = key_pages.shape
+    tokens = qkv.shape[0]
+    q, k, v = torch.split(qkv.to(dtype).view(tokens, -1, width), (heads, kv_heads, kv_heads), dim=1)
+    q = q if q_norm is None else rms_norm(q, q_norm, eps, dtype)
+    k = k if k_norm is None else rms_norm(k, k_norm, eps, dtype)
+    at = positions.long()
+    c, s = cos.to(dtype)[at], sin.to(dtype)[at]
+    kept = slots >= 0
+    page, offset = slots[kept].long() // page_tokens, slots[kept].long() % page_tokens
+    key_pages[page, :, offset] = rotate(k, c, s, interleaved)[kept].to(key_pages.dtype)
+    value_pages[page, :, offset] = v[kept].to(value_pages.dtype)
+    return rotate(q, c, s, interleaved)
+
+
+def paged_attention(
+    query: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    row_of: Tensor,
+    positions: Tensor,
+    scale: float,
+    window: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """See `ops.paged_attention`. One token at a time, so that a token's result never depends on its neighbours."""
+    page_tokens, group = key_pages.shape[2], query.shape[1] // key_pages.shape[1]
+    result = torch.empty(query.shape, dtype=dtype, device=query.device)
+    for token, (row, position) in enumerate(zip(row_of.tolist(), positions.tolist(), strict=True)):
+        first = max(0, position + 1 - window) if window > 0 else 0
+        seen = torch.arange(first, position + 1, device=query.device)
+        page = page_table[row].long()[seen // page_tokens]
+        keys = key_pages[page, :, seen % page_tokens].to(dtype).repeat_interleave(group, dim=1)
+        values = value_pages[page, :, seen % page_tokens].to(dtype).repeat_interleave(group, dim=1)
+        scores = torch.einsum("hd,shd->hs", query[token].to(dtype), keys) * scale
+        result[token] = torch.einsum("hs,shd->hd", scores.softmax(-1), values)
+    return result
