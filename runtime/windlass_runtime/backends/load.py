@@ -1,0 +1,114 @@
+"""Turn a checkpoint folder and the limits of a launch spec into a running backend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from windlass_contract.launch_spec import Device, Precision
+from windlass_runtime.backends.torch_backend import TorchBackend
+from windlass_runtime.checkpoint.config import read_spec
+from windlass_runtime.checkpoint.spec import ModelSpec
+from windlass_runtime.checkpoint.tensors import CheckpointTensors
+from windlass_runtime.errors import CapacityError
+from windlass_runtime.kv.store import PageStore, choose_page_count
+from windlass_runtime.model.decoder import Decoder
+from windlass_runtime.model.weights import load_weights, weight_bytes
+
+_DTYPES: Final[Mapping[Precision, torch.dtype]] = {
+    Precision.FP32: torch.float32,
+    Precision.BF16: torch.bfloat16,
+    Precision.FP16: torch.float16,
+}
+_STORED: Final[Mapping[str, torch.dtype]] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_USE: Final = Path("/sys/fs/cgroup/memory.current")
+
+
+def load_backend(
+    folder: Path,
+    *,
+    device: Device = Device.CPU,
+    precision: Precision = Precision.AUTO,
+    cache_bytes: int = 0,
+    max_running_requests: int = 64,
+    max_sequence_tokens: int = 0,
+    step_tokens: int = 512,
+) -> TorchBackend:
+    """Load a checkpoint. The arguments are the fields of LaunchSpec with the same names.
+
+    Raises CheckpointError for the folder, CapacityError for the machine.
+    """
+    spec = read_spec(folder)
+    target = _find_device(device)
+    dtype = choose_dtype(precision, spec, target)
+    limit = min(max_sequence_tokens, spec.max_positions) if max_sequence_tokens else spec.max_positions
+    with torch.inference_mode(), CheckpointTensors(folder, spec) as tensors:
+        _refuse_oversized(spec, dtype, target)
+        weights = load_weights(spec, tensors, dtype=dtype, device=target)
+    page_count = choose_page_count(
+        spec,
+        dtype,
+        cache_bytes=cache_bytes,
+        free_bytes=observe_free_bytes(target) - _step_bytes(spec, step_tokens),
+        max_running_requests=max_running_requests,
+        max_sequence_tokens=limit,
+    )
+    with torch.inference_mode():
+        store = PageStore(spec, page_count, dtype=dtype, device=target)
+    return TorchBackend(Decoder(spec, weights), store, limit)
+
+
+def choose_dtype(precision: Precision, spec: ModelSpec, device: torch.device) -> torch.dtype:
+    """The format to compute in.
+
+    Auto on a CPU is FP32 whatever the checkpoint, because half formats gain no accuracy and cost conversions there.
+    """
+    if precision is not Precision.AUTO:
+        return _DTYPES[precision]
+    if device.type == "cpu":
+        return torch.float32
+    stored = _STORED[spec.stored_dtype]
+    return torch.float16 if stored is torch.bfloat16 and not torch.cuda.is_bf16_supported() else stored
+
+
+def observe_free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken on the device; for a CPU, within the container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(free, int(_CGROUP_LIMIT.read_text()) - int(_CGROUP_USE.read_text()))
+    except (OSError, ValueError):
+        # No cgroup v2, or `max`: the machine's memory is the limit.
+        return free
+
+
+def _find_device(device: Device) -> torch.device:
+    if device is Device.CUDA and not torch.cuda.is_available():
+        raise CapacityError(
+            "device: expected a CUDA device, found none; check the driver and the torch build, or use cpu"
+        )
+    return torch.device(device.value)
+
+
+def _refuse_oversized(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> None:
+    needed, free = weight_bytes(spec, dtype), observe_free_bytes(device)
+    if needed > free:
+        raise CapacityError(
+            f"weights: need {needed} bytes as {str(dtype).removeprefix('torch.')}, {free} free on {device}"
+        )
+
+
+def _step_bytes(spec: ModelSpec, step_tokens: int) -> int:
+    """Room for one step's largest temporaries in FP32: what a layer keeps per token, and a few rows of logits."""
+    widest = 3 * spec.feed_forward_size + 4 * spec.hidden_size + 3 * spec.query_heads * spec.head_size
+    return 4 * (step_tokens * widest + 64 * spec.vocabulary_size)

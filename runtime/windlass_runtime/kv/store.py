@@ -1,0 +1,112 @@
+"""The key/value page pool on one device: two tensors per layer, written by slot and read by page id.
+
+Which sequence owns which page is decided elsewhere (`kv.pages`); this module knows only numbers of pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from windlass_runtime.checkpoint.spec import ModelSpec
+from windlass_runtime.errors import CapacityError
+
+PAGE_TOKENS: Final = 64
+"""Positions per page."""
+
+_CACHE_SHARE: Final = 0.8
+"""Share of the free memory that a cache of unstated size may take; the rest is for activations and the allocator."""
+
+
+def page_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
+    """Bytes of one page over all layers, keys and values."""
+    return 2 * spec.layer_count * spec.key_value_heads * PAGE_TOKENS * spec.head_size * dtype.itemsize
+
+
+def sequence_pages(tokens: int) -> int:
+    """Pages that hold `tokens` positions."""
+    return -(-tokens // PAGE_TOKENS)
+
+
+def choose_page_count(
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    *,
+    cache_bytes: int,
+    free_bytes: int,
+    max_running_requests: int,
+    max_sequence_tokens: int,
+) -> int:
+    """How many pages to hold. Raises CapacityError when one longest sequence would not fit.
+
+    cache_bytes  size of the pool; 0 fits `max_running_requests` full sequences within a safe share of `free_bytes`
+    free_bytes   memory free on the device after the weights
+    """
+    one_page, one_sequence = page_bytes(spec, dtype), sequence_pages(max_sequence_tokens)
+    affordable = int(free_bytes * _CACHE_SHARE) // one_page
+    count = cache_bytes // one_page if cache_bytes else min(max_running_requests * one_sequence, affordable)
+    if cache_bytes > free_bytes:
+        raise CapacityError(f"key/value cache: need {cache_bytes} bytes as configured, {free_bytes} free on the device")
+    if count < one_sequence:
+        had = (
+            f"{cache_bytes} configured"
+            if cache_bytes
+            else f"{int(free_bytes * _CACHE_SHARE)} usable of {free_bytes} free"
+        )
+        raise CapacityError(
+            f"key/value cache: one sequence of {max_sequence_tokens} tokens needs {one_sequence} pages x {one_page} "
+            f"bytes = {one_sequence * one_page} bytes, {had}; lower the sequence limit or give the cache more memory"
+        )
+    return count
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPages:
+    """One layer's share of the pool. P pages, H key/value heads, D head size."""
+
+    keys: torch.Tensor
+    """[P, H, PAGE_TOKENS, D]"""
+    values: torch.Tensor
+    """[P, H, PAGE_TOKENS, D]"""
+
+    def write(self, page_ids: torch.Tensor, offsets: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store T tokens.
+
+        page_ids  [T] int64    page of each token
+        offsets   [T] int64    position within the page, 0 .. PAGE_TOKENS - 1
+        keys      [T, H, D]    copied; values alike
+        """
+        self.keys[page_ids, :, offsets] = keys
+        self.values[page_ids, :, offsets] = values
+
+    def gather(self, page_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of n pages in order.
+
+        page_ids  [n] int64
+        returns   two [H, n * PAGE_TOKENS, D], newly allocated
+        """
+        keys, values = self.keys.transpose(0, 1), self.values.transpose(0, 1)
+        return keys.index_select(1, page_ids).flatten(1, 2), values.index_select(1, page_ids).flatten(1, 2)
+
+
+class PageStore:
+    """The pool. Pages hold whatever was written last; a fresh pool holds zeros."""
+
+    def __init__(self, spec: ModelSpec, page_count: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        """Reserve everything at once. Raises CapacityError."""
+        shape = (page_count, spec.key_value_heads, PAGE_TOKENS, spec.head_size)
+        self.page_count = page_count
+        self.size_bytes = page_count * page_bytes(spec, dtype)
+        try:
+            self.layers = tuple(
+                LayerPages(
+                    torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+                )
+                for _ in range(spec.layer_count)
+            )
+        except (torch.OutOfMemoryError, RuntimeError) as exc:
+            raise CapacityError(
+                f"key/value cache: need {self.size_bytes} bytes on {device}, the allocation failed"
+            ) from exc
