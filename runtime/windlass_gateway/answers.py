@@ -1,0 +1,100 @@
+"""The gateway's own answers, in the shape OpenAI clients parse: `{"error": {message, type, param, code}}`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Final
+
+from aiohttp import web
+
+from windlass_gateway.header_rules import REQUEST_ID
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Problem:
+    """What the gateway says instead of a replica's answer."""
+
+    status: int
+    kind: str
+    code: str
+    message: str
+    retry_after_s: int = 0
+    """Sent as Retry-After when above 0."""
+
+    def body(self) -> dict[str, object]:
+        """Return the JSON body."""
+        return {"error": {"message": self.message, "type": self.kind, "param": None, "code": self.code}}
+
+    def sse_event(self) -> bytes:
+        """Return the same as one server-sent event, for a stream that has begun."""
+        return b"data: " + json.dumps(self.body()).encode() + b"\n\n"
+
+
+class Refused(Exception):  # noqa: N818 - says what happened, as the answer does
+    """A request ends here, with this answer."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+NO_KEY: Final = Problem(
+    401, "authentication_error", "missing_api_key", "send `Authorization: Bearer KEY` with a key of your tenant"
+)
+UNKNOWN_KEY: Final = Problem(401, "authentication_error", "invalid_api_key", "this key belongs to no tenant")
+NO_SUCH_SERVICE: Final = Problem(
+    404,
+    "invalid_request_error",
+    "service_not_found",
+    "no such service, or not one of your tenant's: check /{namespace}/{service}/v1",
+)
+NO_SUCH_PATH: Final = Problem(404, "invalid_request_error", "path_not_found", "expected /{namespace}/{service}/v1/...")
+METHOD_NOT_ALLOWED: Final = Problem(405, "invalid_request_error", "method_not_allowed", "expected GET or POST")
+BODY_TIMEOUT: Final = Problem(
+    408, "invalid_request_error", "request_timeout", "the request body did not arrive in time"
+)
+NO_REPLICAS: Final = Problem(
+    503, "service_unavailable", "no_ready_replica", "no replica of this service is ready", retry_after_s=5
+)
+UNREACHABLE: Final = Problem(
+    503,
+    "service_unavailable",
+    "replicas_unreachable",
+    "no replica of this service takes connections now",
+    retry_after_s=2,
+)
+OVERLOADED: Final = Problem(
+    503, "service_unavailable", "gateway_overloaded", "the gateway holds too many requests", retry_after_s=1
+)
+REPLICA_FAILED: Final = Problem(
+    502, "server_error", "replica_failed", "the replica ended the connection before it answered"
+)
+REPLICA_SILENT: Final = Problem(
+    504, "server_error", "replica_timeout", "the replica sent nothing within the time limit of this service"
+)
+STREAM_BROKEN: Final = Problem(
+    502, "server_error", "stream_interrupted", "the replica ended before the answer was complete"
+)
+MALFORMED: Final = Problem(400, "invalid_request_error", "malformed_request", "this is no well-formed HTTP/1.1 request")
+INTERNAL: Final = Problem(500, "server_error", "internal_error", "the gateway failed; its log has the request id")
+
+
+def unsafe_target(reason: str) -> Problem:
+    """Answer for a request target that could be read in two ways."""
+    return Problem(400, "invalid_request_error", "invalid_path", reason)
+
+
+def body_too_large(limit_bytes: int) -> Problem:
+    """Answer for a body over the limit."""
+    return Problem(413, "invalid_request_error", "request_too_large", f"expected a body of at most {limit_bytes} bytes")
+
+
+def render_problem(problem: Problem, request_id: str) -> web.Response:
+    """Build the HTTP answer."""
+    headers = {REQUEST_ID: request_id} if request_id else {}
+    if problem.retry_after_s:
+        headers["Retry-After"] = str(problem.retry_after_s)
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return web.json_response(problem.body(), status=problem.status, headers=headers)

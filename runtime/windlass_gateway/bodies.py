@@ -1,0 +1,55 @@
+"""Read request bodies into memory, within a bound per body and one over all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from windlass_gateway import answers
+from windlass_gateway.settings import Settings
+
+
+class BodyStore:
+    """Accounts for the request bodies now held. Used from one event loop only."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.held_bytes = 0
+
+    @asynccontextmanager
+    async def hold(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
+        """Read the body and account for it while the block runs. Raises Refused (408, 413, 503)."""
+        self._refuse_announced(request.content_length)
+        chunks: list[bytes] = []
+        try:
+            await self._read(request, chunks)
+            yield b"".join(chunks)
+        finally:
+            self.held_bytes -= sum(map(len, chunks))
+
+    async def _read(self, request: web.BaseRequest, chunks: list[bytes]) -> None:
+        """Append the body to `chunks`; every chunk listed there is accounted for."""
+        taken = 0
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                while chunk := await request.content.readany():
+                    taken += len(chunk)
+                    self._refuse_excess(taken, len(chunk))
+                    self.held_bytes += len(chunk)
+                    chunks.append(chunk)
+        except TimeoutError as exc:
+            raise answers.Refused(answers.BODY_TIMEOUT) from exc
+
+    def _refuse_announced(self, length: int | None) -> None:
+        """Refuse by Content-Length alone, before anything is read."""
+        if length is not None and length > self._settings.max_body_bytes:
+            raise answers.Refused(answers.body_too_large(self._settings.max_body_bytes))
+
+    def _refuse_excess(self, taken: int, size: int) -> None:
+        if taken > self._settings.max_body_bytes:
+            raise answers.Refused(answers.body_too_large(self._settings.max_body_bytes))
+        if self.held_bytes + size > self._settings.max_buffered_bytes:
+            raise answers.Refused(answers.OVERLOADED)

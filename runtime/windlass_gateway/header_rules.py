@@ -1,0 +1,54 @@
+"""Which headers cross the gateway.
+
+Requests pass an allow list, so that no client header can pose as the gateway's own word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+REQUEST_ID: Final = "X-Request-Id"
+
+_TO_REPLICA: Final = ("Accept", "Content-Type", "User-Agent", "Traceparent", "Tracestate")
+_HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_REPLACED: Final = frozenset({"content-length", "date", "server", REQUEST_ID.lower()})
+"""Set anew on our side: length and date by the HTTP layer, the request id by us."""
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def choose_request_id(offered: str | None, fresh: str) -> str:
+    """Keep the client's request id when it is plain, else take `fresh`."""
+    return offered if offered and _REQUEST_ID.fullmatch(offered) else fresh
+
+
+def headers_to_replica(headers: Mapping[str, str], request_id: str) -> dict[str, str]:
+    """Return what a replica gets to see.
+
+    Authorization, cookies, Host and every tenant or forwarding header stay behind.
+    """
+    passed = {name: headers[name] for name in _TO_REPLICA if name in headers}
+    return {**passed, REQUEST_ID: request_id}
+
+
+def headers_to_client(headers: Iterable[tuple[str, str]], request_id: str) -> list[tuple[str, str]]:
+    """Return what the client gets to see: everything end to end, with our request id."""
+    pairs = list(headers)
+    named = {
+        token.strip().lower() for name, value in pairs if name.lower() == "connection" for token in value.split(",")
+    }
+    dropped = _HOP_BY_HOP | _REPLACED | named
+    return [*((name, value) for name, value in pairs if name.lower() not in dropped), (REQUEST_ID, request_id)]

@@ -1,0 +1,84 @@
+"""Prometheus metrics of one gateway. Names come from the contract; label values are bounded by it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from windlass_contract import metric_names
+from windlass_contract.endpoints import Route
+
+CONTENT_TYPE: Final = prometheus_client.CONTENT_TYPE_LATEST
+CLIENT_CLOSED: Final = 499
+"""Value of `code` when the client left first; the number other proxies use in their logs for it."""
+
+_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_NOBODY: Final = ("", "", "")
+"""Labels of requests that were turned away before they belonged to anybody."""
+
+
+class Metrics:
+    """Counts requests by route and outcome."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        labels = metric_names.GATEWAY_LABELS
+        self._requests = Counter(
+            metric_names.GATEWAY_REQUESTS_TOTAL,
+            "Requests answered, by HTTP status (499: the client left first).",
+            (*labels, "code"),
+            registry=self.registry,
+        )
+        self._duration = Histogram(
+            metric_names.GATEWAY_REQUEST_DURATION,
+            "Time from request head to the last byte of the answer.",
+            labels,
+            buckets=_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._in_flight = Gauge(
+            metric_names.GATEWAY_IN_FLIGHT, "Requests being answered now.", labels, registry=self.registry
+        )
+        self._tenants: set[str] = set()
+
+    def refused(self, status: int) -> None:
+        """Count a request that was answered before a route was known."""
+        self._requests.labels(*_NOBODY, str(status)).inc()
+
+    @contextmanager
+    def watch(self, route: Route) -> Iterator[Outcome]:
+        """Count one request on a route; the block sets the outcome's status."""
+        labels = self._labels(route)
+        outcome, started_s = Outcome(), time.monotonic()
+        in_flight = self._in_flight.labels(*labels)
+        in_flight.inc()
+        try:
+            yield outcome
+        finally:
+            in_flight.dec()
+            self._requests.labels(*labels, str(outcome.status)).inc()
+            self._duration.labels(*labels).observe(time.monotonic() - started_s)
+
+    def render(self) -> bytes:
+        """Return the exposition text."""
+        return prometheus_client.generate_latest(self.registry)
+
+    def _labels(self, route: Route) -> tuple[str, str, str]:
+        if route.tenant not in self._tenants and len(self._tenants) >= metric_names.MAX_TENANT_LABELS:
+            return (metric_names.OTHER_TENANT,) * 3
+        self._tenants.add(route.tenant)
+        return route.namespace, route.service, route.tenant
+
+
+class Outcome:
+    """How one request ended; CLIENT_CLOSED unless the block got far enough to say otherwise."""
+
+    __slots__ = ("status",)
+
+    def __init__(self) -> None:
+        self.status = CLIENT_CLOSED

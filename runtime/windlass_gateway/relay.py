@@ -1,0 +1,98 @@
+"""Pass an answer on to the client, piece by piece as it arrives, and make a broken one visible."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+
+import aiohttp
+from aiohttp import web
+
+from windlass_gateway import answers
+from windlass_gateway.header_rules import headers_to_client
+from windlass_gateway.upstream import BusyAnswer, Reply
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Delivery:
+    """What became of an answer."""
+
+    response: web.StreamResponse
+    status: int
+    """What to count: the status sent, or the failure that came after it."""
+
+
+async def relay(request: web.BaseRequest, reply: Reply, request_id: str, stall_s: float) -> Delivery:
+    """Stream the reply to the client. A break on the replica's side ends the stream visibly; one on ours raises
+    ConnectionError.
+    """
+    upstream = reply.response
+    response = web.StreamResponse(status=upstream.status, reason=upstream.reason)
+    response.headers.extend(headers_to_client(upstream.headers.items(), request_id))
+    response.content_length = upstream.content_length
+    await response.prepare(request)
+    tail = b"\n\n"
+    while True:
+        # Only the read is guarded: a failed write is the client's doing and must not be reported as the replica's.
+        try:
+            piece = await upstream.content.readany()
+        except (aiohttp.ClientError, TimeoutError) as exc:
+            _log.warning(
+                "Replica broke off in mid answer. replica=%s request_id=%s error=%s",
+                reply.replica.name,
+                request_id,
+                type(exc).__name__,
+            )
+            await _show_break(request, response, at_event_boundary=_is_event_stream(upstream) and ends_event(tail))
+            return Delivery(response, answers.STREAM_BROKEN.status)
+        if not piece:
+            break
+        await _write(request, response, piece, stall_s)
+        tail = (tail + piece[-4:])[-4:]
+    await response.write_eof()
+    return Delivery(response, response.status)
+
+
+def render_busy(answer: BusyAnswer, request_id: str) -> web.Response:
+    """Pass on a replica's own refusal."""
+    return web.Response(
+        status=answer.status, body=answer.body, headers=headers_to_client(answer.headers.items(), request_id)
+    )
+
+
+def ends_event(tail: bytes) -> bool:
+    """Whether a server-sent event has just ended, so that another may follow."""
+    return tail.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
+
+
+async def _write(request: web.BaseRequest, response: web.StreamResponse, piece: bytes, stall_s: float) -> None:
+    try:
+        async with asyncio.timeout(stall_s):
+            await response.write(piece)
+    except TimeoutError as exc:
+        _abort(request)
+        raise ConnectionResetError("the client stopped reading") from exc
+
+
+async def _show_break(request: web.BaseRequest, response: web.StreamResponse, *, at_event_boundary: bool) -> None:
+    """Between two events an error event fits; anywhere else only a cut connection cannot be taken for a complete
+    answer.
+    """
+    if at_event_boundary:
+        await response.write(answers.STREAM_BROKEN.sse_event())
+        response.force_close()
+        await response.write_eof()
+    else:
+        _abort(request)
+
+
+def _abort(request: web.BaseRequest) -> None:
+    if request.transport is not None:
+        request.transport.abort()
+
+
+def _is_event_stream(upstream: aiohttp.ClientResponse) -> bool:
+    return upstream.content_type == "text/event-stream"
