@@ -7,6 +7,8 @@ RuntimeFault
 ├── RequestError           the client must change the request (HTTP 400)
 │   └── PromptTooLong      prompt plus requested output exceed the limit
 ├── QueueFull              no room to wait; try another replica or later (HTTP 429)
+├── StepFailed             the device failed while computing; the request may be sent again (HTTP 500)
+├── NotServing             the model is not loaded, or its engine is broken; try another replica (HTTP 503)
 └── Draining               this replica is going away; try another (HTTP 503)
 """
 
@@ -47,6 +49,14 @@ class QueueFull(RuntimeFault):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class StepFailed(RuntimeFault):
+    """An engine step failed; this request's work is lost."""
+
+
+class NotServing(RuntimeFault):
+    """No engine takes requests here, now."""
 
 
 class Draining(RuntimeFault):

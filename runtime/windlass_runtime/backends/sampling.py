@@ -1,0 +1,246 @@
+"""Turn logits into tokens, for many sequences at once.
+
+Every random draw comes from the sequence's own generator, and every row is treated by operations that look at that row
+alone, so a sequence's tokens do not depend on who shares its batch. Order of operations: repetition penalty, presence
+and frequency penalties, logit bias, temperature, top-k, top-p, min-p. Log-probabilities describe the model's own
+distribution, before any of these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from windlass_runtime import errors
+
+MAX_TOP_LOGPROBS = 20
+MAX_LOGIT_BIASES = 1024
+_FIRST_CANDIDATES = 1024
+"""Candidates tried before a full sort: a nucleus is seldom wider."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one sequence is sampled. Raises RequestError naming the field that is out of range."""
+
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """Most candidates kept; 0 keeps all."""
+    min_p: float = 0.0
+    """Keeps candidates at least this likely relative to the most likely one."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, added logit) pairs."""
+    seed: int | None = None
+    """None draws a fresh seed."""
+    top_logprobs: int | None = None
+    """Alternatives to report per token; None reports no log-probabilities at all."""
+
+    def __post_init__(self) -> None:
+        _expect("temperature", self.temperature, 0.0, 2.0)
+        _expect("top_p", self.top_p, 0.0, 1.0)
+        if self.top_p == 0.0:
+            raise errors.RequestError("top_p: expected more than 0, found 0", "top_p")
+        _expect("top_k", self.top_k, 0, 2**31 - 1)
+        _expect("min_p", self.min_p, 0.0, 1.0)
+        _expect("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _expect("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _expect("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        _expect("top_logprobs", self.top_logprobs or 0, 0, MAX_TOP_LOGPROBS)
+        _expect("seed", self.seed or 0, -(2**63), 2**63 - 1)
+        if len(self.logit_bias) > MAX_LOGIT_BIASES:
+            raise errors.RequestError(
+                f"logit_bias: expected at most {MAX_LOGIT_BIASES} tokens, found {len(self.logit_bias)}", "logit_bias"
+            )
+        for token_id, bias in self.logit_bias:
+            _expect("logit_bias", token_id, 0, 2**31 - 1)
+            _expect("logit_bias", bias, -100.0, 100.0)
+
+    @property
+    def penalises(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+    @property
+    def changes_logits(self) -> bool:
+        return self.penalises or bool(self.logit_bias)
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+
+def _expect(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # so phrased that NaN fails too
+        raise errors.RequestError(f"{name}: expected {low} to {high}, found {value}", name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SampledToken:
+    """One chosen token."""
+
+    token_id: int
+    logprob: float | None = None
+    """Natural logarithm of the model's probability; None unless asked for."""
+    top: tuple[tuple[int, float], ...] = ()
+    """Most likely (token id, logprob) pairs, most likely first."""
+
+
+class TokenSampler:
+    """State of one sequence: its generator and the tokens that penalties look at. Survives preemption."""
+
+    def __init__(self, params: SamplingParams, prompt: Iterable[int], fresh_seed: int) -> None:
+        """`fresh_seed` is used when the parameters name no seed."""
+        self.params = params
+        self._generator = torch.Generator()
+        self._generator.manual_seed(fresh_seed if params.seed is None else params.seed)
+        self._prompt = frozenset(prompt) if params.repetition_penalty != 1 else frozenset()
+        self._generated: Counter[int] = Counter()
+
+    def draw(self) -> float:
+        """The next uniform number in [0, 1)."""
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+
+    def record(self, token_id: int) -> None:
+        if self.params.penalises:
+            self._generated[token_id] += 1
+
+    def adjust(self, row: torch.Tensor) -> torch.Tensor:
+        """Penalties and bias on one row of logits [V]; returns a new row."""
+        row, params = row.clone(), self.params
+        if params.repetition_penalty != 1:
+            seen = torch.tensor(sorted(self._prompt | self._generated.keys()), device=row.device, dtype=torch.int64)
+            scores = row[seen]
+            row[seen] = torch.where(scores > 0, scores / params.repetition_penalty, scores * params.repetition_penalty)
+        if self._generated and (params.presence_penalty != 0 or params.frequency_penalty != 0):
+            ids = torch.tensor(list(self._generated), device=row.device, dtype=torch.int64)
+            counts = torch.tensor(list(self._generated.values()), device=row.device, dtype=row.dtype)
+            row[ids] -= params.frequency_penalty * counts + params.presence_penalty
+        if params.logit_bias:
+            ids = torch.tensor([token_id for token_id, _ in params.logit_bias], device=row.device, dtype=torch.int64)
+            row[ids] += torch.tensor([bias for _, bias in params.logit_bias], device=row.device, dtype=row.dtype)
+        return row
+
+
+def sample(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> list[SampledToken | None]:
+    """Choose one token per row.
+
+    logits  [N, V] float32, row i belongs to samplers[i]; unchanged
+    returns N tokens; None where a row holds NaN or infinities, which no caller can use
+    """
+    finite = torch.isfinite(logits.amax(dim=-1)).tolist()
+    adjusted = _adjust(logits, samplers)
+    chosen = torch.argmax(adjusted, dim=-1)
+    random_rows = [row for row, sampler in enumerate(samplers) if sampler.params.temperature > 0 and finite[row]]
+    if random_rows:
+        chosen[random_rows] = _draw_rows(adjusted[random_rows], [samplers[row] for row in random_rows])
+    token_ids = chosen.tolist()
+    logprobs = _logprobs(logits, token_ids, samplers)
+    tokens: list[SampledToken | None] = []
+    for row, sampler in enumerate(samplers):
+        if not finite[row]:
+            tokens.append(None)
+            continue
+        sampler.record(token_ids[row])
+        tokens.append(logprobs.get(row) or SampledToken(token_ids[row]))
+    return tokens
+
+
+def _adjust(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> torch.Tensor:
+    rows = [row for row, sampler in enumerate(samplers) if sampler.params.changes_logits]
+    if not rows:
+        return logits
+    adjusted = logits.clone()
+    for row in rows:
+        adjusted[row] = samplers[row].adjust(logits[row])
+    return adjusted
+
+
+def _draw_rows(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> torch.Tensor:
+    """logits [M, V] -> token ids [M] int64; each row takes one number from its sampler's generator."""
+    temperatures = [sampler.params.temperature for sampler in samplers]
+    scaled = logits / torch.tensor(temperatures, device=logits.device, dtype=logits.dtype).unsqueeze(1)
+    # Tiny temperatures overflow to infinity; the shift keeps the best at 0 and turns the rest into -inf at worst.
+    scaled = torch.where(torch.isfinite(scaled), scaled, torch.finfo(scaled.dtype).max * scaled.sign())
+    points = [sampler.draw() for sampler in samplers]
+    drawn = [
+        _draw_truncated(row, sampler.params, point) if sampler.params.truncates else _draw_all(row, point)
+        for row, sampler, point in zip(scaled, samplers, points, strict=True)
+    ]
+    return torch.stack(drawn)
+
+
+def _draw_all(row: torch.Tensor, point: float) -> torch.Tensor:
+    """Inverse of the cumulative distribution over ids."""
+    return _locate(torch.softmax(row, dim=-1, dtype=torch.float64), point)
+
+
+def _draw_truncated(row: torch.Tensor, params: SamplingParams, point: float) -> torch.Tensor:
+    probabilities, ids = keep_candidates(row, params)
+    return ids[_locate(probabilities, point)]
+
+
+def keep_candidates(row: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply top-k, top-p and min-p to one row of scaled logits.
+
+    row     [V] float
+    returns probabilities [C] float64, not normalised, most likely first, and their token ids [C] int64
+    """
+    size = row.numel()
+    if 0 < params.top_k < size:
+        values, ids = torch.topk(row, params.top_k)
+        total = torch.logsumexp(values.double(), dim=0)
+    else:
+        total = torch.logsumexp(row.double(), dim=0)
+        values, ids = torch.topk(row, min(size, _FIRST_CANDIDATES))
+        if values.numel() < size and not _covers(values, total, params):
+            values, ids = torch.sort(row, descending=True, stable=True)
+    probabilities = torch.exp(values.double() - total)
+    before = torch.cumsum(probabilities, dim=0) - probabilities
+    kept = (before < params.top_p) & (probabilities >= params.min_p * probabilities[0])
+    kept[0] = True
+    return probabilities[kept], ids[kept]
+
+
+def _covers(values: torch.Tensor, total: torch.Tensor, params: SamplingParams) -> bool:
+    """Whether no candidate beyond the first ones could be kept."""
+    probabilities = torch.exp(values.double() - total)
+    if params.top_p < 1 and bool(probabilities.sum() >= params.top_p):
+        return True
+    return bool(probabilities[-1] < params.min_p * probabilities[0])
+
+
+def _locate(probabilities: torch.Tensor, point: float) -> torch.Tensor:
+    """Index of the entry whose share of the cumulative sum holds `point`; scalar int64."""
+    cumulative = torch.cumsum(probabilities, dim=0)
+    target = torch.full((), point, device=cumulative.device, dtype=cumulative.dtype) * cumulative[-1]
+    index = torch.searchsorted(cumulative, target, right=True)
+    # Rounding may put the target on the very end, or on entries of probability 0 behind it.
+    last = torch.searchsorted(cumulative, cumulative[-1], right=False)
+    return torch.minimum(index, last)
+
+
+def _logprobs(
+    logits: torch.Tensor, token_ids: Sequence[int], samplers: Sequence[TokenSampler]
+) -> dict[int, SampledToken]:
+    """Reports of the rows that ask for log-probabilities, by row number."""
+    rows = [row for row, sampler in enumerate(samplers) if sampler.params.top_logprobs is not None]
+    if not rows:
+        return {}
+    table = torch.log_softmax(logits[rows].float(), dim=-1)
+    widest = min(max(samplers[row].params.top_logprobs or 0 for row in rows), table.shape[-1])
+    values, ids = torch.topk(table, widest, dim=-1)
+    reports = {}
+    for position, row in enumerate(rows):
+        count = samplers[row].params.top_logprobs or 0
+        pairs = zip(ids[position, :count].tolist(), values[position, :count].tolist(), strict=True)
+        own = float(table[position, token_ids[row]])
+        reports[row] = SampledToken(token_ids[row], own if math.isfinite(own) else -9999.0, tuple(pairs))
+    return reports

@@ -1,0 +1,104 @@
+"""One generation request and what comes back, piece by piece. Shared by `loop`, `serve` and the Python API."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from windlass_runtime import errors
+from windlass_runtime.backends.sampling import SampledToken, SamplingParams, TokenSampler
+from windlass_runtime.scheduling.sequence import FinishReason
+from windlass_runtime.scheduling.stop_strings import StopStrings
+from windlass_runtime.tokenizer import IncrementalDecoder
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What a client asks for, checked against nothing yet."""
+
+    request_id: str
+    """Unique among requests in the engine."""
+    prompt: tuple[int, ...]
+    sampling: SamplingParams = SamplingParams()
+    max_new_tokens: int | None = None
+    """None allows all that fits behind the prompt."""
+    choices: int = 1
+    """Independent continuations; with a seed, choice i uses seed + i."""
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    tenant: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Piece:
+    """Progress of one choice. Joined over a choice, `text` and `tokens` are the whole answer."""
+
+    choice: int
+    text: str
+    tokens: tuple[SampledToken, ...]
+    """Tokens whose text starts in what was shown; the token that ended the sequence by its id is not among them."""
+    generated: int
+    """Tokens generated for this choice so far, ending tokens included."""
+    finish: FinishReason | None = None
+
+
+Event = Piece | errors.RuntimeFault
+"""A fault is the last event of its request; else every choice ends with a Piece that has `finish`."""
+
+
+class Choice:
+    """One continuation while it runs: sampler state, text decoding, stop strings."""
+
+    def __init__(
+        self, index: int, sampler: TokenSampler, decoder: IncrementalDecoder | None, stop: tuple[str, ...]
+    ) -> None:
+        """Without a decoder there is no text, and tokens are passed on at once."""
+        self.index = index
+        self.sampler = sampler
+        self.generated = 0
+        self.finished = False
+        self.last_token_s: float | None = None
+        """When the last token came, on the engine's clock; None before the first."""
+        self._decoder = decoder
+        self._stops = StopStrings(stop)
+        self._held: list[tuple[int, SampledToken]] = []
+        """Tokens not passed on yet, with the place in the text where each starts."""
+        self._decoded = 0
+        self._shown = 0
+
+    def accept(self, token: SampledToken, reason: FinishReason | None) -> Piece | None:
+        """Take the next token; `reason` is the scheduler's verdict on it. None while there is nothing to show."""
+        self.generated += 1
+        ended_by_token = reason is FinishReason.STOP
+        if self._decoder is None:
+            return self._piece("", () if ended_by_token else (token,), reason)
+        text, stopped = "", False
+        if not ended_by_token:
+            self._held.append((self._decoded, token))
+            text, stopped = self._show(self._decoder.feed(token.token_id))
+        if reason is not None and not stopped:
+            rest, stopped = self._show(self._decoder.flush())
+            text += rest
+        if stopped:
+            return self._piece(text, self._release(), FinishReason.STOP)
+        if reason is not None:
+            text += self._stops.flush()
+            tokens = tuple(held for _, held in self._held)
+            return self._piece(text, tokens, reason)
+        tokens = self._release()
+        return self._piece(text, tokens, None) if text or tokens else None
+
+    def _show(self, decoded: str) -> tuple[str, bool]:
+        self._decoded += len(decoded)
+        text, stopped = self._stops.feed(decoded)
+        self._shown += len(text)
+        return text, stopped
+
+    def _release(self) -> tuple[SampledToken, ...]:
+        """Tokens that start before the end of what was shown; a stop string's own tokens never do."""
+        ready = tuple(token for start, token in self._held if start < self._shown)
+        self._held = self._held[len(ready) :]
+        return ready
+
+    def _piece(self, text: str, tokens: tuple[SampledToken, ...], finish: FinishReason | None) -> Piece:
+        self.finished = finish is not None
+        return Piece(self.index, text, tokens, self.generated, finish)

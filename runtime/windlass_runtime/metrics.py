@@ -1,0 +1,97 @@
+"""What one replica tells Prometheus. Names, units and label sets are `windlass_contract.metric_names`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import prometheus_client as prometheus
+
+from windlass_contract import metric_names as names
+
+_LATENCY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_TOKEN_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_STEP_TOKEN_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+class RuntimeMetrics:
+    """Metrics of one replica in a registry of its own. Safe to call from any thread."""
+
+    def __init__(self, model: str) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        self._model = model
+        self._tenants: set[str] = set()
+        self._running = self._gauge(names.REQUESTS_RUNNING, "Sequences that hold cache pages.")
+        self._waiting = self._gauge(names.REQUESTS_WAITING, "Sequences that wait for a place or for pages.")
+        self._pages_total = self._gauge(names.KV_PAGES_TOTAL, "Pages of the key/value pool.")
+        self._pages_free = self._gauge(names.KV_PAGES_FREE, "Free pages of the key/value pool.")
+        self._use = self._gauge(names.KV_USE_RATIO, "Share of the pages in use, 0 to 1.")
+        self._load = self._gauge(names.MODEL_LOAD, "Seconds from start until the model could answer.")
+        self._requests = self._counter(names.REQUESTS_TOTAL, "Requests by how they ended.", "outcome")
+        self._prompt_tokens = self._counter(names.PROMPT_TOKENS_TOTAL, "Prompt tokens of accepted requests.")
+        self._generated = self._counter(names.GENERATED_TOKENS_TOTAL, "Tokens generated.")
+        self._first_token = self._histogram(names.TIME_TO_FIRST_TOKEN, "Arrival to first token.", _LATENCY_BUCKETS)
+        self._per_token = self._histogram(names.TIME_PER_OUTPUT_TOKEN, "Time between tokens.", _TOKEN_BUCKETS)
+        self._duration = self._histogram(names.REQUEST_DURATION, "Arrival to last token.", _LATENCY_BUCKETS)
+        self._queue_time = self._histogram(names.QUEUE_TIME, "Arrival to first step.", _LATENCY_BUCKETS)
+        self._step = prometheus.Histogram(
+            names.STEP_DURATION, "Engine step.", names.MODEL_LABELS, buckets=_TOKEN_BUCKETS, registry=self.registry
+        ).labels(model)
+        self._step_tokens = prometheus.Histogram(
+            names.STEP_TOKENS, "Tokens per step.", names.MODEL_LABELS, buckets=_STEP_TOKEN_BUCKETS, registry=self.registry
+        ).labels(model)
+
+    def set_load_seconds(self, seconds: float) -> None:
+        self._load.set(seconds)
+
+    def set_occupancy(self, *, running: int, waiting: int, pages_free: int, pages_total: int) -> None:
+        self._running.set(running)
+        self._waiting.set(waiting)
+        self._pages_free.set(pages_free)
+        self._pages_total.set(pages_total)
+        self._use.set(1 - pages_free / pages_total if pages_total else 0)
+
+    def observe_step(self, seconds: float, tokens: int) -> None:
+        self._step.observe(seconds)
+        self._step_tokens.observe(tokens)
+
+    def count_accepted(self, tenant: str, prompt_tokens: int) -> None:
+        self._prompt_tokens.labels(*self._labels(tenant)).inc(prompt_tokens)
+
+    def observe_queue_time(self, tenant: str, seconds: float) -> None:
+        self._queue_time.labels(*self._labels(tenant)).observe(seconds)
+
+    def observe_first_token(self, tenant: str, seconds: float) -> None:
+        self._first_token.labels(*self._labels(tenant)).observe(seconds)
+
+    def observe_next_token(self, tenant: str, seconds: float) -> None:
+        self._per_token.labels(*self._labels(tenant)).observe(seconds)
+
+    def count_generated(self, tenant: str, tokens: int) -> None:
+        self._generated.labels(*self._labels(tenant)).inc(tokens)
+
+    def count_outcome(self, tenant: str, outcome: str, seconds: float | None = None) -> None:
+        """`seconds` from arrival to end, where the request ran at all."""
+        assert outcome in names.OUTCOMES, outcome
+        self._requests.labels(*self._labels(tenant), outcome).inc()
+        if seconds is not None:
+            self._duration.labels(*self._labels(tenant)).observe(seconds)
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return prometheus.generate_latest(self.registry)
+
+    def _labels(self, tenant: str) -> tuple[str, str]:
+        if tenant not in self._tenants:
+            if len(self._tenants) >= names.MAX_TENANT_LABELS:
+                return names.OTHER_TENANT, self._model
+            self._tenants.add(tenant)
+        return tenant, self._model
+
+    def _gauge(self, name: str, text: str) -> prometheus.Gauge:
+        return prometheus.Gauge(name, text, names.MODEL_LABELS, registry=self.registry).labels(self._model)
+
+    def _counter(self, name: str, text: str, *more: str) -> prometheus.Counter:
+        return prometheus.Counter(name, text, (*names.TENANT_LABELS, *more), registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> prometheus.Histogram:
+        return prometheus.Histogram(name, text, names.TENANT_LABELS, buckets=buckets, registry=self.registry)

@@ -1,0 +1,188 @@
+"""Text to token ids and back: `tokenizer.json`, its companions, and text that arrives token by token.
+
+Semantics follow `transformers`: which special tokens `encode` adds, how `add_bos_token` overrides the file, and what a
+chat template sees. Thread-safe; an IncrementalDecoder belongs to one sequence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import tokenizers
+from tokenizers import processors
+
+from windlass_runtime import errors
+from windlass_runtime.chat_template import ChatTemplate
+
+_SPECIAL_TOKEN_NAMES: Final = (
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
+)  # fmt: skip
+_REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
+_CONTEXT_TOKENS: Final = 6
+"""Prompt tokens a decoder starts from, so that it knows whether the first word needs its space."""
+_MOST_HELD_TOKENS: Final = 32
+"""Bytes that are still no character after this many tokens are not going to become one."""
+
+
+class Tokenizer:
+    """One checkpoint's tokenizer."""
+
+    def __init__(self, core: tokenizers.Tokenizer, config: Mapping[str, Any], template: str | None = None) -> None:
+        """config is the content of tokenizer_config.json; template overrides its `chat_template`."""
+        self._core = core
+        # Files written by training scripts may ask for truncation or padding, which would corrupt prompts.
+        core.no_truncation()
+        core.no_padding()
+        self.special_tokens = _special_tokens(config)
+        if "add_bos_token" in config or "add_eos_token" in config or core.post_processor is None:
+            self._override_post_processor(bool(config.get("add_bos_token")), bool(config.get("add_eos_token")))
+        source = template if template is not None else _configured_template(config)
+        self._template = None if source is None else ChatTemplate(source, self.special_tokens)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read a checkpoint folder. Raises CheckpointError naming the file at fault."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise errors.CheckpointError(f"{path}: expected a tokenizer file, found nothing")
+        try:
+            core = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as exc:  # the binding raises bare Exception for every fault of the file
+            raise errors.CheckpointError(f"{path}: expected a tokenizer, found {exc}") from exc
+        template = folder / "chat_template.jinja"
+        config = {**_read_object(folder / "special_tokens_map.json"), **_read_object(folder / "tokenizer_config.json")}
+        return cls(core, config, template.read_text("utf-8") if template.is_file() else None)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids known, added tokens included."""
+        return int(self._core.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. Raises RequestError for text that is not valid Unicode."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as exc:
+            raise errors.RequestError("text: expected valid Unicode, found half of a surrogate pair") from exc
+        return list(self._core.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `token_ids`; ids without a token contribute nothing."""
+        return str(self._core.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    def token_text(self, token_id: int) -> str:
+        """One token as a log-probability report shows it: special tokens by name, broken bytes as U+FFFD."""
+        return self.decode([token_id], skip_special_tokens=False)
+
+    def token_id(self, token: str) -> int | None:
+        found = self._core.token_to_id(token)
+        return None if found is None else int(found)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Messages as prompt text; encode it without adding special tokens, the template writes them itself."""
+        if self._template is None:
+            raise errors.RequestError(
+                "messages: this model has no chat template; send a plain prompt to /v1/completions", "messages"
+            )
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
+
+    def decoder(self, prompt: Sequence[int] = ()) -> IncrementalDecoder:
+        """A decoder for what follows `prompt`."""
+        return IncrementalDecoder(self, prompt)
+
+    def _override_post_processor(self, add_bos: bool, add_eos: bool) -> None:
+        before, after, special = "", "", []
+        bos, eos = self.special_tokens.get("bos_token"), self.special_tokens.get("eos_token")
+        if add_bos and bos is not None:
+            before, _ = f"{bos}:0 ", special.append((bos, self._require_id(bos)))
+        if add_eos and eos is not None:
+            after, _ = f" {eos}:0", special.append((eos, self._require_id(eos)))
+        self._core.post_processor = processors.TemplateProcessing(
+            single=f"{before}$A:0{after}", pair=f"{before}$A:0{after} $B:1", special_tokens=special
+        )
+
+    def _require_id(self, token: str) -> int:
+        found = self.token_id(token)
+        if found is None:
+            raise errors.CheckpointError(f"tokenizer: expected special token {token!r} in the vocabulary, found nothing")
+        return found
+
+
+class IncrementalDecoder:
+    """Text of a growing sequence, in pieces that join up to the whole and never split a character.
+
+    A token is decoded together with the few before it, because decoders treat the start of a text specially. A piece
+    is held back while its last bytes are an unfinished character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._window = list(prompt[-_CONTEXT_TOKENS:])
+        self._shown = len(self._window)
+        """Leading tokens of the window whose text was given out."""
+
+    def feed(self, token_id: int) -> str:
+        """Text that this token completes; empty while a character is unfinished."""
+        self._window.append(token_id)
+        return self._take(final=len(self._window) - self._shown > _MOST_HELD_TOKENS)
+
+    def flush(self) -> str:
+        """The rest at the end of the sequence; an unfinished character comes out as U+FFFD."""
+        return self._take(final=True)
+
+    def _take(self, *, final: bool) -> str:
+        before = self._tokenizer.decode(self._window[: self._shown])
+        text = self._tokenizer.decode(self._window)
+        if len(text) <= len(before) or (text.endswith(_REPLACEMENT) and not final):
+            return ""
+        self._window = self._window[self._shown :] if self._shown < len(self._window) else self._window
+        self._shown = len(self._window)
+        return text[len(before) :]
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Names such as `bos_token` to their text; entries are strings or serialised AddedToken objects."""
+    found = {}
+    for name in _SPECIAL_TOKEN_NAMES:
+        value = config.get(name)
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if isinstance(text, str):
+            found[name] = text
+    return found
+
+
+def _configured_template(config: Mapping[str, Any]) -> str | None:
+    """`chat_template` is one string, or a list of named ones of which `default` counts."""
+    value = config.get("chat_template")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        named = {item.get("name"): item.get("template") for item in value if isinstance(item, Mapping)}
+        default = named.get("default")
+        return default if isinstance(default, str) else None
+    return None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except ValueError as exc:
+        raise errors.CheckpointError(f"{path}: expected JSON, found {exc}") from exc
+    if not isinstance(data, dict):
+        raise errors.CheckpointError(f"{path}: expected an object, found {type(data).__name__}")
+    return data
