@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from windlass_operator.api.meta import ApiModel, Condition, Labels, ObjectMeta, Quantity, Toleration
+from windlass_operator.api.meta import ApiModel, ByteQuantity, Conditions, Labels, ObjectMeta, Tolerations
+from windlass_operator.api.rules import constrained, rule
+
+COMPUTE_CAPABILITY: Final = r"^[0-9]{1,2}\.[0-9]$"
+RESOURCE_NAME: Final = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
+
+NAME_IS_A_LABEL: Final = rule(
+    "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 63",
+    "a name of at most 63 lower-case letters, digits and dashes, because services and labels carry it",
+    found="self.metadata.name")
 
 
 class GPUClassSpec(ApiModel):
@@ -16,28 +25,37 @@ class GPUClassSpec(ApiModel):
         min_length=1, description="Labels of the nodes that carry this GPU, as NVIDIA GPU feature discovery sets them.",
     )]
     resource_name: Annotated[str, Field(
-        max_length=128, pattern=r"^[a-z0-9.-]+/[a-z0-9.-]+$",
+        max_length=128, pattern=RESOURCE_NAME,
         description="Extended resource to request; a MIG slice has its own, such as nvidia.com/mig-1g.18gb.",
+        json_schema_extra=constrained(rule(
+            "!self.matches('(^|[.])kubernetes[.]io/')",
+            "the resource of a device plugin, outside kubernetes.io")),
     )] = "nvidia.com/gpu"
-    memory: Annotated[Quantity, Field(description="Memory of one GPU (or slice); cache sizes are checked against it.")]
-    compute_capability: Annotated[str, Field(
-        min_length=3, max_length=5, pattern=r"^[0-9]{1,2}\.[0-9]$", description="Such as 9.0; Auto precision picks BF16 from 8.0 on.",
+    memory: Annotated[ByteQuantity, Field(
+        description="Memory of one GPU (or slice), such as 80Gi; cache sizes are checked against it.",
     )]
-    tolerations: Annotated[list[Toleration], Field(max_length=16)] = Field(default_factory=list)
+    compute_capability: Annotated[str, Field(
+        min_length=3, max_length=5, pattern=COMPUTE_CAPABILITY, description="Such as 9.0; Auto precision picks BF16 from 8.0 on.",
+    )]
+    tolerations: Annotated[Tolerations, Field(
+        description="Taints of those nodes that pods of this class accept.",
+    )] = Field(default_factory=list)
 
 
 class GPUClassStatus(ApiModel):
     """Observed state."""
 
-    observed_generation: int = 0
-    conditions: Annotated[list[Condition], Field(max_length=16)] = Field(default_factory=list)
-    nodes: int = 0
-    gpus: int = 0
-    allocated: int = 0
+    observed_generation: Annotated[int, Field(description="metadata.generation this status was computed for.")] = 0
+    conditions: Conditions = Field(default_factory=list)
+    nodes: Annotated[int, Field(description="Nodes that match.")] = 0
+    gpus: Annotated[int, Field(description="Devices on those nodes.")] = 0
+    allocated: Annotated[int, Field(description="Devices held by pods.")] = 0
 
 
 class GPUClass(ApiModel):
-    """One kind of GPU."""
+    """One kind of GPU, told by node labels. Platform teams write it; services name it."""
+
+    model_config = ConfigDict(json_schema_extra=constrained(NAME_IS_A_LABEL))
 
     metadata: ObjectMeta
     spec: GPUClassSpec

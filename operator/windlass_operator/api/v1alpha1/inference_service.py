@@ -3,11 +3,99 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from windlass_operator.api.meta import ApiModel, Condition, DnsLabel, Labels, ObjectMeta, Quantity, Toleration
+from windlass_operator.api.meta import (
+    KEYS_ARE_LABEL_KEYS,
+    ApiModel,
+    ByteQuantity,
+    Conditions,
+    DnsLabel,
+    Labels,
+    ObjectMeta,
+    Quantity,
+    Tolerations,
+)
+from windlass_operator.api.rules import constrained, rule
+
+MODEL_URI: Final = r"^(hf|pvc|oci|file)://[^\s]+$"
+SERVED_NAME: Final = r"^[A-Za-z0-9._:/-]*$"
+ENV_NAME: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+MAX_NAME: Final = 40
+"""Children add a suffix to the name: pods 17 characters (replica set and pod hash), config maps a word and a hash. With 40, every child stays
+within the 63 characters of a DNS label."""
+
+NAME_FITS_CHILDREN: Final = rule(
+    f"self.metadata.name.size() <= {MAX_NAME}",
+    f"a name of at most {MAX_NAME} characters, because children add a suffix (pods 17, config maps a word and a hash) and end at 63",
+    found="self.metadata.name")
+NAME_STARTS_A_SERVICE: Final = rule(
+    "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+    "a name of lower-case letters, digits and dashes that begins with a letter, because a Service carries it",
+    found="self.metadata.name")
+
+# One path segment that is not `..`; RE2 has no look-ahead, so the ways to differ from it are spelled out.
+_SEGMENT: Final = "([^/.][^/]*|[.][^/.][^/]*|[.][.][^/]+|[.])"
+URI_IS_A_HUB_NAME: Final = rule(
+    "!self.startsWith('hf://') || "
+    "self.matches('^hf://[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(@[A-Za-z0-9_][A-Za-z0-9._/-]{0,127})?$')",
+    "hf://organisation/name or hf://organisation/name@revision")
+URI_IS_A_CLAIM: Final = rule(
+    "!self.startsWith('pvc://') || "
+    f"self.matches('^pvc://[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*(/{_SEGMENT})*/?$')",
+    "pvc://claim or pvc://claim/path, without .. in the path")
+URI_IS_AN_IMAGE: Final = rule(
+    "!self.startsWith('oci://') || "
+    "self.matches('^oci://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+"
+    "(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$')",
+    "oci://registry/image with an optional :tag and @sha256:digest")
+URI_IS_A_FILE: Final = rule(
+    "!self.startsWith('file://') || "
+    f"self.matches('^file://(/|[.]/|([.][.]/)+){_SEGMENT}(/{_SEGMENT})*/?$')",
+    "file:///absolute/path, or file://./path or file://../path on one machine, without .. further on")
+
+CLASSES_ARE_DISTINCT: Final = rule("self.all(name, self.exists_one(other, other == name))", "each GPUClass once")
+
+PERCENT_IS_AT_MOST_100: Final = rule(
+    "!(self.type in ['CacheUse', 'CPUUtilization']) || self.target <= 100",
+    "at most 100 percent", found="string(self.target)", field=".target")
+SCALING_HAS_ROOM: Final = rule(
+    "self.maxReplicas >= self.minReplicas", "at least minReplicas",
+    found="string(self.maxReplicas) + ' below ' + string(self.minReplicas)", field=".maxReplicas")
+ONE_OWNER_OF_REPLICAS: Final = rule(
+    "!(has(self.replicas) && has(self.scaling))", "either replicas or scaling, because one of them owns the number", found="'both'",
+    field=".replicas")
+FLOOR_CAN_HOLD: Final = rule(
+    "has(self.scaling) || (has(self.replicas) ? self.replicas == 0 || self.rollout.minAvailable <= self.replicas"
+    " : self.rollout.minAvailable <= 1)",
+    "at most replicas, or it can never hold",
+    found="string(self.rollout.minAvailable) + ' with ' + (has(self.replicas) ? string(self.replicas) : '1') + ' replicas'",
+    field=".rollout.minAvailable")
+FLOOR_CAN_HOLD_WHEN_SCALED_IN: Final = rule(
+    "!has(self.scaling) || self.rollout.minAvailable <= self.scaling.minReplicas",
+    "at most scaling.minReplicas, or it cannot hold after a scale-in",
+    found="string(self.rollout.minAvailable) + ' with minReplicas ' + string(self.scaling.minReplicas)", field=".rollout.minAvailable")
+
+ENV_IS_NOT_OURS: Final = rule(
+    "!self.name.startsWith('WINDLASS_')", "a name outside WINDLASS_, which the operator sets", field=".name")
+ENV_KEEPS_THE_LOADER: Final = rule(
+    "!(self.name.startsWith('LD_') || self.name in ['PYTHONPATH', 'PYTHONHOME', 'PYTHONSTARTUP', 'PYTHONINSPECT'])",
+    "a name that does not change which code the runtime loads", field=".name")
+ENV_KEEPS_THE_DEVICES: Final = rule(
+    "!(self.name.startsWith('NVIDIA_') || self.name.startsWith('CUDA_VISIBLE_') || self.name == 'CUDA_DEVICE_ORDER')",
+    "a name that does not select devices, which accelerator does", field=".name")
+LABELS_ARE_FREE: Final = rule(
+    "self.all(key, !key.matches('^([a-z0-9.-]+[.])?(windlass[.]dev|kubernetes[.]io)/') && key != 'pod-template-hash')",
+    "labels outside windlass.dev/, kubernetes.io/ (with app.kubernetes.io/) and pod-template-hash, which controllers own")
+ANNOTATIONS_ARE_FREE: Final = rule(
+    "self.all(key, !key.matches('^([a-z0-9.-]+[.])?(windlass[.]dev|kubernetes[.]io|k8s[.]v1[.]cni[.]cncf[.]io)/'))",
+    "annotations outside windlass.dev/, kubernetes.io/ (with app.kubernetes.io/) and k8s.v1.cni.cncf.io/, which controllers and nodes obey")
+TOLERATIONS_NAME_A_TAINT: Final = rule(
+    "self.all(toleration, has(toleration.key) && toleration.key != '' && !toleration.key.startsWith('node-role.kubernetes.io/'))",
+    "tolerations that name a taint, and none of node-role.kubernetes.io/, which keep tenants off the control plane")
 
 
 class Tier(enum.StrEnum):
@@ -52,13 +140,14 @@ class Model(ApiModel):
     """Which checkpoint to serve."""
 
     uri: Annotated[str, Field(
-        min_length=6, max_length=512, pattern=r"^(hf|pvc|oci|file)://[^\s]+$",
+        min_length=6, max_length=512, pattern=MODEL_URI,
         description="Where the checkpoint lies: hf://organisation/name[@revision], pvc://claim/path, oci://registry/image:tag "
-                    "(an image volume, Kubernetes 1.33 or later), or file:///path inside the runtime image "
-                    "(with `windlass up`: on this machine, relative paths allowed as file://./path).",
+                    "(an image volume, Kubernetes 1.33 or later), or file:///path inside the runtime image. Relative paths "
+                    "(file://./path, file://../path) are resolved against the YAML file by `windlass up`; on a cluster the planner refuses them.",
+        json_schema_extra=constrained(URI_IS_A_HUB_NAME, URI_IS_A_CLAIM, URI_IS_AN_IMAGE, URI_IS_A_FILE),
     )]
     served_name: Annotated[str, Field(
-        max_length=128, pattern=r"^[A-Za-z0-9._:/-]*$", description="Value of `model` in OpenAI requests; empty means the object's name.",
+        max_length=128, pattern=SERVED_NAME, description="Value of `model` in OpenAI requests; empty means the object's name.",
     )] = ""
 
 
@@ -67,10 +156,13 @@ class Accelerator(ApiModel):
 
     classes: Annotated[list[DnsLabel], Field(
         min_length=1, max_length=8, description="GPUClass names in order of preference; the first with nodes is chosen.",
+        json_schema_extra=constrained(CLASSES_ARE_DISTINCT, list_type="atomic"),
     )]
     count: Annotated[int, Field(ge=1, le=1, description="GPUs per replica.")] = 1
-    sharing: Sharing = Sharing.EXCLUSIVE
-    allocation: Allocation = Allocation.DEVICE_PLUGIN
+    sharing: Annotated[Sharing, Field(description="Exclusive: no other pod uses the device.")] = Sharing.EXCLUSIVE
+    allocation: Annotated[Allocation, Field(
+        description="DevicePlugin: through the extended resource of the class.",
+    )] = Allocation.DEVICE_PLUGIN
 
 
 class Precision(ApiModel):
@@ -84,7 +176,7 @@ class Precision(ApiModel):
 class Cache(ApiModel):
     """The key/value cache of one replica."""
 
-    memory: Annotated[Quantity | None, Field(
+    memory: Annotated[ByteQuantity | None, Field(
         description="Size of the page pool, such as 8Gi. Unset: sized for maxRunningRequests within the memory of the device.",
     )] = None
 
@@ -104,7 +196,12 @@ class Limits(ApiModel):
 class ScalingMetric(ApiModel):
     """One metric and the value per replica to aim at."""
 
-    type: MetricType
+    model_config = ConfigDict(json_schema_extra=constrained(PERCENT_IS_AT_MOST_100))
+
+    type: Annotated[MetricType, Field(
+        description="QueueDepth: requests waiting. RunningRequests: requests computed. CacheUse: key/value pages in use. "
+                    "CPUUtilization: processor time against the request.",
+    )]
     target: Annotated[int, Field(
         ge=1, le=10_000, description="Average per replica: requests for QueueDepth and RunningRequests, percent for CacheUse and CPUUtilization.",
     )]
@@ -113,10 +210,14 @@ class ScalingMetric(ApiModel):
 class Scaling(ApiModel):
     """Metric-driven replica count. While set, the autoscaler owns the number of replicas."""
 
-    min_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
-    max_replicas: Annotated[int, Field(ge=1, le=1000)]
-    metrics: Annotated[list[ScalingMetric], Field(min_length=1, max_length=4)] = Field(
-        default_factory=lambda: [ScalingMetric(type=MetricType.QUEUE_DEPTH, target=4)])
+    model_config = ConfigDict(json_schema_extra=constrained(SCALING_HAS_ROOM))
+
+    min_replicas: Annotated[int, Field(ge=1, le=1000, description="Replicas that stay without demand.")] = 1
+    max_replicas: Annotated[int, Field(ge=1, le=1000, description="Replicas at most, whatever the demand.")]
+    metrics: Annotated[list[ScalingMetric], Field(
+        min_length=1, max_length=4, description="What the number follows; the metric that asks for most wins.",
+        json_schema_extra=constrained(list_type="map", keys=("type",)),
+    )] = Field(default=[ScalingMetric(type=MetricType.QUEUE_DEPTH, target=4)])
     scale_down_delay_seconds: Annotated[int, Field(ge=0, le=3600, description="How long a lower demand must last.")] = 300
 
 
@@ -139,32 +240,49 @@ class Drain(ApiModel):
 class EnvVar(ApiModel):
     """A plain environment variable of the runtime container."""
 
-    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    value: Annotated[str, Field(max_length=4096)] = ""
+    model_config = ConfigDict(json_schema_extra=constrained(ENV_IS_NOT_OURS, ENV_KEEPS_THE_LOADER, ENV_KEEPS_THE_DEVICES))
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=ENV_NAME, description="Name of the variable.")]
+    value: Annotated[str, Field(max_length=4096, description="Its value; not a place for secrets.")] = ""
 
 
 class Resources(ApiModel):
     """CPU and memory of the runtime container; GPUs come from `accelerator`."""
 
-    cpu: Annotated[Quantity | None, Field(description="CPU request, such as 4 or 500m.")] = None
-    memory: Annotated[Quantity | None, Field(description="Memory request and limit, such as 16Gi.")] = None
-    ephemeral_storage: Annotated[Quantity | None, Field(description="Scratch disk request and limit.")] = None
+    cpu: Annotated[Quantity | None, Field(description="CPU request, such as 4 or 500m, in quotes.")] = None
+    memory: Annotated[ByteQuantity | None, Field(description="Memory request and limit, such as 16Gi.")] = None
+    ephemeral_storage: Annotated[ByteQuantity | None, Field(description="Scratch disk request and limit.")] = None
 
 
 class PodTemplate(ApiModel):
     """The part of the pod that users may shape. Security settings, volumes, accounts and images are not among it."""
 
-    labels: Labels = Field(default_factory=dict)
-    annotations: Annotated[dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=4096)]], Field(max_length=32)] = Field(
-        default_factory=dict)
-    node_selector: Labels = Field(default_factory=dict)
-    tolerations: Annotated[list[Toleration], Field(max_length=16)] = Field(default_factory=list)
-    env: Annotated[list[EnvVar], Field(max_length=32)] = Field(default_factory=list)
+    labels: Annotated[Labels, Field(
+        description="More labels for the pods.", json_schema_extra=constrained(KEYS_ARE_LABEL_KEYS, LABELS_ARE_FREE),
+    )] = Field(default_factory=dict)
+    annotations: Annotated[dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=4096)]], Field(
+        max_length=32, description="More annotations for the pods.",
+        json_schema_extra=constrained(KEYS_ARE_LABEL_KEYS, ANNOTATIONS_ARE_FREE),
+    )] = Field(default_factory=dict)
+    node_selector: Annotated[Labels, Field(
+        description="Node labels to require besides those of the GPUClass.",
+    )] = Field(default_factory=dict)
+    tolerations: Annotated[Tolerations, Field(
+        description="Taints to accept besides those of the GPUClass.",
+        json_schema_extra=constrained(TOLERATIONS_NAME_A_TAINT, list_type="atomic"),
+    )] = Field(default_factory=list)
+    env: Annotated[list[EnvVar], Field(
+        max_length=32, description="More environment variables of the runtime container.",
+        json_schema_extra=constrained(list_type="map", keys=("name",)),
+    )] = Field(default_factory=list)
     resources: Resources = Resources()
 
 
 class InferenceServiceSpec(ApiModel):
     """Desired state."""
+
+    model_config = ConfigDict(json_schema_extra=constrained(
+        ONE_OWNER_OF_REPLICAS, FLOOR_CAN_HOLD, FLOOR_CAN_HOLD_WHEN_SCALED_IN))
 
     model: Model
     replicas: Annotated[int | None, Field(
@@ -176,7 +294,9 @@ class InferenceServiceSpec(ApiModel):
     precision: Precision = Precision()
     cache: Cache = Cache()
     limits: Limits = Limits()
-    tier: Tier = Tier.STANDARD
+    tier: Annotated[Tier, Field(
+        description="How urgent the service is: the PriorityClass of its pods. The tenant's allowedTiers must list it.",
+    )] = Tier.STANDARD
     rollout: Rollout = Rollout()
     drain: Drain = Drain()
     pod_template: PodTemplate = PodTemplate()
@@ -185,45 +305,49 @@ class InferenceServiceSpec(ApiModel):
 class Address(ApiModel):
     """Where clients reach the service."""
 
-    url: Annotated[str, Field(max_length=512)]
+    url: Annotated[str, Field(max_length=512, description="Base URL, without /v1.")]
 
 
 class Decision(ApiModel):
     """One choice the planner made, with its reason; the words `windlass explain` prints."""
 
-    topic: Annotated[str, Field(max_length=64)]
-    choice: Annotated[str, Field(max_length=256)]
-    reason: Annotated[str, Field(max_length=1024)]
+    topic: Annotated[str, Field(max_length=64, description="What was chosen.")]
+    choice: Annotated[str, Field(max_length=256, description="The choice.")]
+    reason: Annotated[str, Field(max_length=1024, description="Why.")]
 
 
 class Failure(ApiModel):
     """The newest failure of a replica."""
 
-    reason: Annotated[str, Field(max_length=128)]
-    message: Annotated[str, Field(max_length=2048)] = ""
-    pod: Annotated[str, Field(max_length=253)] = ""
-    exit_code: int | None = None
-    time: Annotated[str, Field(max_length=32)] = ""
+    reason: Annotated[str, Field(max_length=128, description="One word for machines.")]
+    message: Annotated[str, Field(max_length=2048, description="The words of the replica or of the node.")] = ""
+    pod: Annotated[str, Field(max_length=253, description="Which pod.")] = ""
+    exit_code: Annotated[int | None, Field(description="Exit code of its process.")] = None
+    time: Annotated[str, Field(max_length=32, description="When, RFC 3339.")] = ""
 
 
 class InferenceServiceStatus(ApiModel):
     """Observed state."""
 
-    observed_generation: int = 0
-    conditions: Annotated[list[Condition], Field(max_length=16)] = Field(default_factory=list)
-    replicas: int = 0
-    ready_replicas: int = 0
-    updated_replicas: int = 0
-    selector: Annotated[str, Field(max_length=512)] = ""
+    observed_generation: Annotated[int, Field(description="metadata.generation this status was computed for.")] = 0
+    conditions: Conditions = Field(default_factory=list)
+    replicas: Annotated[int, Field(description="Pods that exist, of any revision.")] = 0
+    ready_replicas: Annotated[int, Field(description="Pods that serve.")] = 0
+    updated_replicas: Annotated[int, Field(description="Pods of the newest revision.")] = 0
+    selector: Annotated[str, Field(max_length=512, description="Label selector of the pods, for autoscalers.")] = ""
     address: Address | None = None
-    tenant: Annotated[str, Field(max_length=63)] = ""
-    accelerator_class: Annotated[str, Field(max_length=63)] = ""
-    decisions: Annotated[list[Decision], Field(max_length=16)] = Field(default_factory=list)
+    tenant: Annotated[str, Field(max_length=63, description="Tenant that owns the namespace; empty without one.")] = ""
+    accelerator_class: Annotated[str, Field(max_length=63, description="GPUClass in use; empty on CPUs.")] = ""
+    decisions: Annotated[list[Decision], Field(
+        max_length=16, description="What the planner chose, and why.", json_schema_extra=constrained(list_type="atomic"),
+    )] = Field(default_factory=list)
     last_failure: Failure | None = None
 
 
 class InferenceService(ApiModel):
-    """One model served to one tenant."""
+    """One model served to one tenant. Tenant teams write it and get an OpenAI-compatible endpoint."""
+
+    model_config = ConfigDict(json_schema_extra=constrained(NAME_FITS_CHILDREN, NAME_STARTS_A_SERVICE))
 
     metadata: ObjectMeta
     spec: InferenceServiceSpec

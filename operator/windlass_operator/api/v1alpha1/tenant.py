@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from windlass_operator.api.meta import ApiModel, Condition, DnsLabel, ObjectMeta, Quantity
+from windlass_operator.api.meta import ApiModel, ByteQuantity, Conditions, DnsLabel, ObjectMeta, Quantity
+from windlass_operator.api.rules import constrained, rule
 from windlass_operator.api.v1alpha1.inference_service import Tier
+
+SHA256: Final = r"^[0-9a-f]{64}$"
+
+NAME_IS_A_LABEL: Final = rule(
+    "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 63",
+    "a name of at most 63 lower-case letters, digits and dashes, because namespaces and metrics carry it as a label",
+    found="self.metadata.name")
+NAMESPACES_ARE_NOT_THE_SYSTEMS: Final = rule(
+    "self.all(name, !name.startsWith('kube-'))",
+    "namespaces outside kube-*, which belong to the cluster",
+    found="self.filter(name, name.startsWith('kube-'))[0]")
+ACCOUNT_HAS_A_NAMESPACE: Final = rule(
+    "self.kind != 'ServiceAccount' || self.namespace != ''",
+    "the namespace of the ServiceAccount", found="'none'", field=".namespace")
+ONLY_ACCOUNTS_HAVE_A_NAMESPACE: Final = rule(
+    "self.kind == 'ServiceAccount' || self.namespace == ''",
+    "no namespace for a User or Group, which are cluster-wide", field=".namespace")
+KEYS_ARE_DISTINCT: Final = rule(
+    "self.all(key, self.exists_one(other, other.sha256 == key.sha256))",
+    "keys with different digests", found="'one digest twice'")
 
 
 class Isolation(enum.StrEnum):
@@ -45,64 +66,90 @@ class GpuQuota(ApiModel):
 class Quota(ApiModel):
     """Hard bounds; enforced by a ResourceQuota in each namespace and by the planner over all of them."""
 
-    gpus: Annotated[list[GpuQuota], Field(max_length=32)] = Field(default_factory=list)
+    gpus: Annotated[list[GpuQuota], Field(
+        max_length=32, description="GPUs per class; a class that is not listed may not be used.",
+        json_schema_extra=constrained(list_type="map", keys=("name",)),
+    )] = Field(default_factory=list)
     cpu: Annotated[Quantity | None, Field(description="Sum of CPU requests per namespace.")] = None
-    memory: Annotated[Quantity | None, Field(description="Sum of memory requests and limits per namespace.")] = None
+    memory: Annotated[ByteQuantity | None, Field(description="Sum of memory requests and limits per namespace.")] = None
     services: Annotated[int | None, Field(ge=0, le=10_000, description="InferenceServices per namespace.")] = None
 
 
 class Subject(ApiModel):
     """Who gets access to the tenant's namespaces."""
 
-    kind: SubjectKind
-    name: Annotated[str, Field(min_length=1, max_length=253)]
-    namespace: Annotated[str, Field(max_length=63, description="Only for ServiceAccount, and required there.")] = ""
-    role: Role = Role.EDITOR
+    model_config = ConfigDict(json_schema_extra=constrained(ACCOUNT_HAS_A_NAMESPACE, ONLY_ACCOUNTS_HAVE_A_NAMESPACE))
+
+    kind: Annotated[SubjectKind, Field(description="Kind of account, as in RBAC.")]
+    name: Annotated[str, Field(min_length=1, max_length=253, description="Name of the account, as the API server knows it.")]
+    namespace: Annotated[str, Field(
+        max_length=63, description="Only for ServiceAccount, and required there.",
+    )] = ""
+    role: Annotated[Role, Field(description="Viewer reads, Editor also writes InferenceServices.")] = Role.EDITOR
 
 
 class AccessKey(ApiModel):
     """A key that clients present to the gateway as a bearer token. Only its digest is stored."""
 
-    name: DnsLabel
-    sha256: Annotated[str, Field(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, in hex.")]
+    name: Annotated[DnsLabel, Field(description="Name for people, to tell which key to revoke.")]
+    sha256: Annotated[str, Field(min_length=64, max_length=64, pattern=SHA256, description="SHA-256 of the key, in hex.")]
 
 
 class Access(ApiModel):
     """How clients prove that they belong to the tenant."""
 
-    keys: Annotated[list[AccessKey], Field(max_length=32)] = Field(default_factory=list)
+    keys: Annotated[list[AccessKey], Field(
+        max_length=32, description="Keys that open every service of the tenant; with none, nobody gets in.",
+        json_schema_extra=constrained(KEYS_ARE_DISTINCT, list_type="map", keys=("name",)),
+    )] = Field(default_factory=list)
 
 
 class TenantSpec(ApiModel):
     """Desired state."""
 
-    namespaces: Annotated[list[DnsLabel], Field(min_length=1, max_length=64)]
+    namespaces: Annotated[list[DnsLabel], Field(
+        min_length=1, max_length=64, description="Namespaces of the tenant; a namespace belongs to one tenant.",
+        json_schema_extra=constrained(NAMESPACES_ARE_NOT_THE_SYSTEMS, list_type="set"),
+    )]
     quota: Quota = Quota()
-    allowed_tiers: Annotated[list[Tier], Field(min_length=1, max_length=3)] = Field(default_factory=lambda: [Tier.STANDARD, Tier.BATCH])
-    subjects: Annotated[list[Subject], Field(max_length=64)] = Field(default_factory=list)
+    allowed_tiers: Annotated[list[Tier], Field(
+        min_length=1, max_length=3, description="Tiers that the tenant's services may ask for.",
+        json_schema_extra=constrained(list_type="set"),
+    )] = Field(default=[Tier.STANDARD, Tier.BATCH])
+    subjects: Annotated[list[Subject], Field(
+        max_length=64, description="Who may read or write the tenant's InferenceServices.",
+        json_schema_extra=constrained(list_type="map", keys=("kind", "name", "namespace")),
+    )] = Field(default_factory=list)
     access: Access = Access()
-    isolation: Isolation = Isolation.ISOLATED
+    isolation: Annotated[Isolation, Field(
+        description="Isolated: only the gateway, the metrics scraper and the tenant's own namespaces reach its pods. "
+                    "Open: no default-deny policy; services stay protected by their own.",
+    )] = Isolation.ISOLATED
 
 
 class GpuUse(ApiModel):
     """GPUs of one class in use."""
 
-    name: Annotated[str, Field(max_length=63)]
-    nominal: int
-    used: int
+    name: Annotated[str, Field(max_length=63, description="GPUClass name.")]
+    nominal: Annotated[int, Field(description="GPUs the tenant may hold.")]
+    used: Annotated[int, Field(description="GPUs its services hold.")]
 
 
 class TenantStatus(ApiModel):
     """Observed state."""
 
-    observed_generation: int = 0
-    conditions: Annotated[list[Condition], Field(max_length=16)] = Field(default_factory=list)
-    gpus: Annotated[list[GpuUse], Field(max_length=32)] = Field(default_factory=list)
-    services: int = 0
+    observed_generation: Annotated[int, Field(description="metadata.generation this status was computed for.")] = 0
+    conditions: Conditions = Field(default_factory=list)
+    gpus: Annotated[list[GpuUse], Field(
+        max_length=32, description="Use per GPU class.", json_schema_extra=constrained(list_type="map", keys=("name",)),
+    )] = Field(default_factory=list)
+    services: Annotated[int, Field(description="InferenceServices in the tenant's namespaces.")] = 0
 
 
 class Tenant(ApiModel):
-    """Who may use the fleet, where, and how much of it."""
+    """Who may use the fleet, where, and how much of it. Platform teams write it."""
+
+    model_config = ConfigDict(json_schema_extra=constrained(NAME_IS_A_LABEL))
 
     metadata: ObjectMeta
     spec: TenantSpec
