@@ -1,4 +1,4 @@
-"""Decide everything about one object from its spec and a snapshot: the `plan` step of observe -> plan -> render -> apply -> report.
+"""Decide everything about one object from its spec and a snapshot: the `plan` of observe, plan, render, apply, report.
 
 A plan carries its reasons as data. Shells carry out `action`, renderers turn the rest into objects, `status` reports it.
 """
@@ -6,21 +6,42 @@ A plan carries its reasons as data. Shells carry out `action`, renderers turn th
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from windlass_contract.launch_spec import LaunchSpec
-
-from windlass_operator.api.v1alpha1.gpu_class import GPUClass
+from windlass_contract.endpoints import RUNTIME_PORT
+from windlass_contract.launch_spec import Device, LaunchSpec, Precision
 from windlass_operator.api.v1alpha1.inference_service import InferenceService, PodTemplate
-from windlass_operator.api.v1alpha1.tenant import GpuUse, Isolation, Subject, Tenant
+from windlass_operator.domain import admission
+from windlass_operator.domain.admission import Admission, key_of
 from windlass_operator.domain.decision import Decision, Refusal
-from windlass_operator.domain.fleet import FleetSettings
-from windlass_operator.domain.gpu_class import GpuChoice
-from windlass_operator.domain.model_source import ModelSource
-from windlass_operator.domain.rollout import RolloutPlan
-from windlass_operator.domain.scaling import ScalingPlan
-from windlass_operator.domain.snapshot import Key, Snapshot
+from windlass_operator.domain.fleet import FleetSettings, Platform
+from windlass_operator.domain.fleet_plan import GpuClassPlan, TenantPlan, plan_gpu_class, plan_tenant
+from windlass_operator.domain.gpu_class import GpuChoice, choose, free_devices
+from windlass_operator.domain.model_source import ModelSource, SourceKind, explain_source, parse_source
+from windlass_operator.domain.pod_overlay import guard_overlay
+from windlass_operator.domain.precision import choose_precision
+from windlass_operator.domain.priority import explain_priority, priority_class_of
+from windlass_operator.domain.quantity import parse_bytes
+from windlass_operator.domain.rollout import (
+    RolloutPlan,
+    explain_disruptions,
+    explain_rollout,
+    plan_rollout,
+    rollout_room,
+)
+from windlass_operator.domain.scaling import ScalingPlan, explain_replicas, plan_scaling
+from windlass_operator.domain.snapshot import Key, Snapshot, Workload
+from windlass_operator.domain.tenancy import explain_tenancy, owned_namespaces, tenant_of
+
+__all__ = [
+    "Action",
+    "GpuClassPlan",
+    "ServicePlan",
+    "TenantPlan",
+    "plan_gpu_class",
+    "plan_service",
+    "plan_tenant",
+]
 
 
 class Action(enum.StrEnum):
@@ -42,6 +63,8 @@ class ServicePlan:
     generation: int
     tenant: str
     """Name of the owning Tenant; empty in a cluster without tenants."""
+    neighbours: tuple[str, ...]
+    """Namespaces whose pods may call the service: the tenant's, or its own alone."""
     action: Action
     launch: LaunchSpec
     source: ModelSource
@@ -58,58 +81,143 @@ class ServicePlan:
     suspended: bool
     decisions: tuple[Decision, ...]
     refusal: Refusal | None = None
+    """Why the service does not run as its spec says. With action Apply it runs with fewer replicas than asked for."""
     address: str = ""
-    """Base URL of the OpenAI-compatible API inside the cluster."""
+    """Base URL of the OpenAI-compatible API inside the cluster; empty on a single machine, where the gateway knows it."""
 
     @property
     def runnable(self) -> bool:
-        """Whether the service may run as its spec says."""
-        return self.refusal is None
-
-
-@dataclass(frozen=True, slots=True)
-class TenantPlan:
-    """Everything about one Tenant that is decided."""
-
-    key: Key
-    generation: int
-    namespaces: tuple[str, ...]
-    """Namespaces that are this tenant's; what others own or the platform reserves is left out."""
-    hard: Mapping[str, str]
-    """ResourceQuota of each namespace."""
-    denied_priority_classes: tuple[str, ...]
-    """PriorityClasses no pod of the tenant may use."""
-    subjects: tuple[Subject, ...]
-    isolation: Isolation
-    gpus: tuple[GpuUse, ...]
-    services: int
-    decisions: tuple[Decision, ...]
-    problems: tuple[Refusal, ...] = ()
-    """What could not be granted; the rest is carried out."""
-
-
-@dataclass(frozen=True, slots=True)
-class GpuClassPlan:
-    """What one GPUClass amounts to."""
-
-    key: Key
-    generation: int
-    nodes: int | None
-    """Ready, schedulable nodes; None while nodes are unknown."""
-    gpus: int
-    allocated: int
+        """Whether the plan has objects to apply."""
+        return self.action is Action.APPLY
 
 
 def plan_service(service: InferenceService, snapshot: Snapshot, settings: FleetSettings) -> ServicePlan:
     """Decide how one service runs. Never raises for what a user wrote: that becomes the plan's refusal."""
-    raise NotImplementedError
+    key, spec = key_of(service), service.spec
+    workload = snapshot.workloads.get(key)
+    verdict = admission.admit(service, snapshot, settings)
+    source = parse_source(spec.model.uri, settings.platform)
+    scaling = plan_scaling(spec, verdict.replicas, settings.platform)
+    rollout = _plan_rollout(service, verdict, scaling, snapshot)
+    tenant = tenant_of(key.namespace, snapshot.tenants)
+    launch, launch_decisions = _plan_launch(service, verdict, source, tenant.metadata.name if tenant else "")
+    pod, pod_decisions = guard_overlay(spec.pod_template)
+    replicas = _current_replicas(verdict, scaling, workload)
+    decisions = (
+        (
+            explain_tenancy(key.namespace, snapshot.tenants),
+            *verdict.decisions,
+            *launch_decisions,
+            explain_replicas(spec, scaling, verdict.replicas, settings.platform),
+            explain_priority(spec.tier),
+            explain_rollout(rollout),
+            explain_disruptions(replicas, rollout),
+            *pod_decisions,
+        )
+        if _carried_out(verdict)
+        else (explain_tenancy(key.namespace, snapshot.tenants), *verdict.decisions)
+    )
+    return ServicePlan(
+        key=key,
+        generation=service.metadata.generation,
+        tenant=launch.tenant,
+        neighbours=_neighbours(key.namespace, snapshot, settings),
+        action=_choose_action(verdict, workload),
+        launch=launch,
+        source=source if isinstance(source, ModelSource) else ModelSource(SourceKind.FILE, ""),
+        gpu_class=_gpu_choice(service, verdict),
+        replicas=None if scaling is not None else verdict.replicas,
+        scaling=scaling,
+        priority_class=priority_class_of(spec.tier),
+        rollout=rollout,
+        pod=pod,
+        drain_timeout_s=spec.drain.timeout_seconds,
+        suspended=spec.suspend,
+        decisions=decisions,
+        refusal=verdict.refusal,
+        address=_address(key, settings),
+    )
 
 
-def plan_tenant(tenant: Tenant, snapshot: Snapshot, settings: FleetSettings) -> TenantPlan:
-    """Decide what one tenant gets."""
-    raise NotImplementedError
+def _neighbours(namespace: str, snapshot: Snapshot, settings: FleetSettings) -> tuple[str, ...]:
+    tenant = tenant_of(namespace, snapshot.tenants)
+    return (namespace,) if tenant is None else owned_namespaces(tenant, snapshot.tenants, settings)
 
 
-def plan_gpu_class(gpu_class: GPUClass, snapshot: Snapshot) -> GpuClassPlan:
-    """Count what one class offers."""
-    raise NotImplementedError
+def _carried_out(verdict: Admission) -> bool:
+    return verdict.refusal is None or verdict.limited
+
+
+def _choose_action(verdict: Admission, workload: Workload | None) -> Action:
+    if _carried_out(verdict):
+        return Action.APPLY
+    runs = workload is not None and (workload.replicas > 0 or workload.wanted > 0)
+    return Action.HOLD if runs else Action.REMOVE
+
+
+def _gpu_choice(service: InferenceService, verdict: Admission) -> GpuChoice | None:
+    if verdict.candidate is None or service.spec.accelerator is None:
+        return None
+    return choose(verdict.candidate, service.spec.accelerator.count)
+
+
+def _current_replicas(verdict: Admission, scaling: ScalingPlan | None, workload: Workload | None) -> int:
+    """Replicas as a rollout finds them: an autoscaler's choice where one decides."""
+    if scaling is None:
+        return verdict.replicas
+    return max(scaling.min_replicas, workload.wanted if workload is not None else 0)
+
+
+def _plan_rollout(
+    service: InferenceService,
+    verdict: Admission,
+    scaling: ScalingPlan | None,
+    snapshot: Snapshot,
+) -> RolloutPlan:
+    workload = snapshot.workloads.get(key_of(service), Workload())
+    replicas = _current_replicas(verdict, scaling, workload)
+    min_available = service.spec.rollout.min_available
+    if verdict.candidate is None or service.spec.accelerator is None:
+        return plan_rollout(replicas, min_available, None, on_gpu=False)
+    gpu_class = snapshot.gpu_classes[verdict.candidate.name]
+    spare = verdict.grant.spare_devices if verdict.grant is not None else None
+    room = rollout_room(free_devices(gpu_class, snapshot), spare, service.spec.accelerator.count, workload)
+    return plan_rollout(replicas, min_available, room, on_gpu=True)
+
+
+def _plan_launch(
+    service: InferenceService,
+    verdict: Admission,
+    source: ModelSource | Refusal,
+    tenant: str,
+) -> tuple[LaunchSpec, tuple[Decision, ...]]:
+    spec, key = service.spec, key_of(service)
+    gpu = verdict.candidate.spec if verdict.candidate is not None else None
+    precision, precision_decision = (
+        choose_precision(spec.precision.preset, gpu) if _carried_out(verdict) else (Precision.AUTO, None)
+    )
+    launch = LaunchSpec(
+        model_uri=source.launch_uri if isinstance(source, ModelSource) else spec.model.uri,
+        served_name=spec.model.served_name or key.name,
+        namespace=key.namespace,
+        service=key.name,
+        tenant=tenant,
+        device=Device.CPU if gpu is None else Device.CUDA,
+        precision=precision,
+        cache_bytes=0 if spec.cache.memory is None else parse_bytes(spec.cache.memory),
+        max_sequence_tokens=spec.limits.max_sequence_tokens or 0,
+        max_running_requests=spec.limits.max_running_requests,
+        max_queued_requests=spec.limits.max_queued_requests,
+        drain_timeout_s=float(spec.drain.timeout_seconds),
+        port=RUNTIME_PORT,
+    )
+    decisions = [] if isinstance(source, Refusal) else [explain_source(source)]
+    if precision_decision is not None:
+        decisions.append(precision_decision)
+    return launch, tuple(decisions)
+
+
+def _address(key: Key, settings: FleetSettings) -> str:
+    if settings.platform is Platform.LOCAL:
+        return ""
+    return f"http://{key.name}.{key.namespace}.svc.{settings.cluster_domain}:{RUNTIME_PORT}/v1"

@@ -5,7 +5,7 @@ A Snapshot is cheap: mappings are shared with the cluster's cache, which replace
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
@@ -73,3 +73,20 @@ class Snapshot:
     nodes: Mapping[str, Node] | None = field(default_factory=dict)
     """None: nodes are unknown (rendering files without a cluster), so the first class that exists is taken."""
     workloads: Mapping[Key, Workload] = field(default_factory=dict)
+
+
+def snapshot_of(
+    services: Iterable[InferenceService],
+    tenants: Iterable[Tenant],
+    gpu_classes: Iterable[GPUClass],
+    nodes: Mapping[str, Node] | None = None,
+) -> Snapshot:
+    """A world in which nothing runs yet, as files describe it. Nodes are unknown unless given."""
+    return Snapshot(
+        services={
+            Key("InferenceService", item.metadata.namespace or "default", item.metadata.name): item for item in services
+        },
+        tenants={item.metadata.name: item for item in tenants},
+        gpu_classes={item.metadata.name: item for item in gpu_classes},
+        nodes=nodes,
+    )

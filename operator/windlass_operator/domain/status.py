@@ -1,36 +1,250 @@
-"""Turn a plan and what runs into the status that users, GitOps tools and autoscalers read."""
+"""Turn a plan and what runs into the status that users, GitOps tools and autoscalers read.
+
+`Ready` is the one summary. `Admitted`, `WorkloadReady` and, with an autoscaler, `ScalingActive` say which part is missing.
+`Reconciling` and `Stalled` exist only while work is under way or only a person can help; they are never False.
+
+`Ready` is True when the object is as its spec says and the newest revision takes requests. A suspended service, or one with zero
+replicas, is therefore Ready once its pods are gone (reasons `Suspended`, `ScaledToZero`): nothing is missing, and tools that wait
+for Ready do not hang. Clients find replicas through endpoints, never through this condition.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
+from windlass_operator.api.meta import Condition
 from windlass_operator.api.v1alpha1.gpu_class import GPUClassStatus
-from windlass_operator.api.v1alpha1.inference_service import InferenceServiceStatus
+from windlass_operator.api.v1alpha1.inference_service import Address, InferenceServiceStatus
 from windlass_operator.api.v1alpha1.tenant import TenantStatus
-from windlass_operator.domain.plan import GpuClassPlan, ServicePlan, TenantPlan
+from windlass_operator.domain.labels import selector_labels
+from windlass_operator.domain.plan import Action, GpuClassPlan, ServicePlan, TenantPlan
 from windlass_operator.domain.snapshot import Workload
+
+_MESSAGE_LENGTH = 2048
+_MOST_DECISIONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How far a workload is."""
+
+    ready: bool
+    reason: str
+    message: str
 
 
 def plan_service_status(
-    plan: ServicePlan, workload: Workload | None, previous: InferenceServiceStatus, now: str,
+    plan: ServicePlan,
+    workload: Workload | None,
+    previous: InferenceServiceStatus,
+    now: str,
     problems: tuple[str, ...] = (),
 ) -> InferenceServiceStatus:
-    """Status after an apply. `workload` None: nothing runs yet; `problems`: what the cluster refused; `now`: RFC 3339."""
-    raise NotImplementedError
+    """Status after an apply.
+
+    `workload` is None before anything runs; `problems` are the cluster's refusals; `now` is an RFC 3339 time.
+    """
+    runs = workload or Workload()
+    finding = judge_workload(plan, runs)
+    return InferenceServiceStatus(
+        observed_generation=plan.generation,
+        conditions=_date(_service_conditions(plan, runs, finding, problems), previous.conditions, plan.generation, now),
+        replicas=runs.replicas,
+        ready_replicas=runs.ready,
+        updated_replicas=runs.updated,
+        selector=",".join(f"{key}={value}" for key, value in selector_labels(plan.key.name).items()),
+        address=Address(url=plan.address) if plan.address else None,
+        tenant=plan.tenant,
+        accelerator_class=plan.gpu_class.name if plan.gpu_class else runs.gpu_class,
+        decisions=list(plan.decisions[:_MOST_DECISIONS]),
+        last_failure=runs.last_failure or previous.last_failure,
+    )
 
 
-def plan_tenant_status(plan: TenantPlan, previous: TenantStatus, now: str, problems: tuple[str, ...] = ()) -> TenantStatus:
-    """Status after an apply."""
-    raise NotImplementedError
+def judge_workload(plan: ServicePlan, runs: Workload) -> Finding:
+    """Compare what runs with what the plan wants."""
+    if plan.action is not Action.APPLY:
+        return Finding(
+            False,
+            "NotAdmitted",
+            f"{runs.ready} replicas of an earlier revision keep serving" if runs.ready else "nothing runs",
+        )
+    if plan.replicas == 0:
+        return _judge_empty(plan, runs)
+    wanted = runs.wanted if plan.replicas is None else plan.replicas
+    required = plan.scaling.min_replicas if plan.scaling is not None else wanted
+    if runs.observed and runs.wanted >= required and runs.updated >= wanted and runs.updated_ready >= required:
+        place = f" on {plan.gpu_class.name}" if plan.gpu_class else ""
+        return Finding(True, "ReplicasReady", f"{_count(runs.updated_ready)} ready{place}")
+    return _judge_unready(plan, runs, wanted, required)
+
+
+def _judge_empty(plan: ServicePlan, runs: Workload) -> Finding:
+    if runs.replicas > 0:
+        return Finding(False, "Draining", f"{_count(runs.replicas)} finishing their requests")
+    if plan.suspended:
+        return Finding(True, "Suspended", "spec.suspend is true, nothing runs")
+    return Finding(True, "ScaledToZero", "spec.replicas is 0, nothing runs")
+
+
+def _judge_unready(plan: ServicePlan, runs: Workload, wanted: int, required: int) -> Finding:
+    progress = f"{runs.updated_ready} of {required} replicas of the newest revision are ready"
+    older = max(0, runs.ready - runs.updated_ready)
+    if older:
+        progress += f", {older} of an earlier one still serve"
+    failure = runs.last_failure
+    if runs.pending_reason:
+        return Finding(False, "PodsPending", f"{progress}; pending: {_with_rollout(plan, older, runs.pending_reason)}")
+    if plan.rollout.blocked and older:
+        return Finding(False, "RolloutWaitsForDevice", f"{progress}; {plan.rollout.reason}")
+    if failure is not None and runs.updated_ready < required and runs.updated > 0:
+        code = f" (exit code {failure.exit_code})" if failure.exit_code is not None else ""
+        return Finding(
+            False,
+            "ReplicaFailed",
+            f"{progress}; newest failure in {failure.pod or 'a pod'}: "
+            f"{failure.reason}{code} {failure.message}".rstrip(),
+        )
+    if not runs.observed or runs.updated < wanted:
+        return Finding(False, "RollingOut", progress)
+    return Finding(False, "ReplicasNotReady", progress)
+
+
+def _with_rollout(plan: ServicePlan, older: int, pending: str) -> str:
+    return f"{pending}; {plan.rollout.reason}" if plan.rollout.blocked and older else pending
+
+
+def _service_conditions(
+    plan: ServicePlan,
+    runs: Workload,
+    finding: Finding,
+    problems: tuple[str, ...],
+) -> list[Condition]:
+    conditions = [
+        _summarise(plan, finding, problems),
+        _admitted(plan),
+        _condition(
+            "WorkloadReady",
+            finding.ready and not problems,
+            "ApplyRefused" if problems else finding.reason,
+            "; ".join(problems) or finding.message,
+        ),
+    ]
+    if plan.action is Action.APPLY and plan.scaling is not None:
+        problem = runs.autoscaler_problem
+        conditions.append(
+            _condition(
+                "ScalingActive",
+                not problem,
+                "AutoscalerProblem" if problem else "AutoscalerActive",
+                problem or f"{plan.scaling.min_replicas} to {plan.scaling.max_replicas} replicas",
+            )
+        )
+    summary = conditions[0]
+    if plan.refusal is not None or problems:
+        conditions.append(_condition("Stalled", True, summary.reason, summary.message))
+    elif not finding.ready:
+        conditions.append(_condition("Reconciling", True, summary.reason, summary.message))
+    return conditions
+
+
+def _summarise(plan: ServicePlan, finding: Finding, problems: tuple[str, ...]) -> Condition:
+    if plan.refusal is not None:
+        return _condition("Ready", False, plan.refusal.reason, f"{plan.refusal} {_sentence(finding.message)}")
+    if problems:
+        return _condition("Ready", False, "ApplyRefused", "; ".join(problems))
+    return _condition("Ready", finding.ready, finding.reason, finding.message)
+
+
+def _admitted(plan: ServicePlan) -> Condition:
+    if plan.refusal is not None:
+        return _condition("Admitted", False, plan.refusal.reason, str(plan.refusal))
+    return _condition(
+        "Admitted",
+        True,
+        "Admitted",
+        f"within the limits of Tenant {plan.tenant}" if plan.tenant else "no Tenant limits this cluster",
+    )
+
+
+def plan_tenant_status(
+    plan: TenantPlan,
+    previous: TenantStatus,
+    now: str,
+    problems: tuple[str, ...] = (),
+) -> TenantStatus:
+    """Status after an apply; `problems` are the cluster's refusals."""
+    messages = [str(problem) for problem in plan.problems] + list(problems)
+    if messages:
+        reason = plan.problems[0].reason if plan.problems else "ApplyRefused"
+        summary = _condition("Ready", False, reason, " ".join(messages))
+        conditions = [summary, _condition("Stalled", True, reason, summary.message)]
+    else:
+        spaces = len(plan.namespaces)
+        conditions = [_condition("Ready", True, "Granted", f"{spaces} namespace{'' if spaces == 1 else 's'} set up")]
+    return TenantStatus(
+        observed_generation=plan.generation,
+        conditions=_date(conditions, previous.conditions, plan.generation, now),
+        gpus=list(plan.gpus),
+        services=plan.services,
+    )
 
 
 def plan_gpu_class_status(plan: GpuClassPlan, previous: GPUClassStatus, now: str) -> GPUClassStatus:
-    """Status of a class."""
-    raise NotImplementedError
+    """Status of a class. A class without nodes is in order: an autoscaler may add them when pods wait."""
+    if plan.nodes is None:
+        condition = _condition("Ready", True, "NodesUnknown", "nodes cannot be seen from here")
+    elif plan.nodes == 0:
+        condition = _condition(
+            "Ready", True, "NoReadyNodes", "no ready node carries this class; services prefer another, or wait"
+        )
+    else:
+        condition = _condition(
+            "Ready",
+            True,
+            "NodesReady",
+            f"{plan.gpus} devices on {plan.nodes} ready {'node' if plan.nodes == 1 else 'nodes'}",
+        )
+    return GPUClassStatus(
+        observed_generation=plan.generation,
+        conditions=_date([condition], previous.conditions, plan.generation, now),
+        nodes=plan.nodes or 0,
+        gpus=plan.gpus,
+        allocated=plan.allocated,
+    )
 
 
 def status_document(status: BaseModel) -> dict[str, Any]:
     """JSON form in stable order, so that equal statuses are equal documents and need no write."""
     return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _condition(kind: str, holds: bool, reason: str, message: str) -> Condition:
+    if len(message) > _MESSAGE_LENGTH:
+        message = message[: _MESSAGE_LENGTH - 3] + "..."
+    return Condition(type=kind, status="True" if holds else "False", reason=reason, message=message)
+
+
+def _date(conditions: Iterable[Condition], previous: Iterable[Condition], generation: int, now: str) -> list[Condition]:
+    """Stamp conditions; the time moves only when the status of a condition does."""
+    before = {condition.type: condition for condition in previous}
+    dated = []
+    for condition in conditions:
+        old = before.get(condition.type)
+        since = old.last_transition_time if old is not None and old.status == condition.status else now
+        dated.append(
+            condition.model_copy(update={"observed_generation": generation, "last_transition_time": since or now})
+        )
+    return dated
+
+
+def _count(replicas: int) -> str:
+    return "1 replica" if replicas == 1 else f"{replicas} replicas"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."

@@ -1,12 +1,55 @@
-"""Children of an InferenceService, complete and in the order they are applied."""
+"""Children of an InferenceService, complete and in the order they are applied: what a pod needs comes before the pods."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from windlass_operator.domain.fleet import FleetSettings
-from windlass_operator.domain.plan import ServicePlan
-from windlass_operator.render.manifest import Manifest
+from windlass_operator.domain.labels import selector_labels
+from windlass_operator.domain.plan import Action, ServicePlan
+from windlass_operator.render.autoscaler import render_autoscaler
+from windlass_operator.render.disruption_budget import render_disruption_budget
+from windlass_operator.render.launch import render_launch
+from windlass_operator.render.manifest import Manifest, service_child
+from windlass_operator.render.network_policy import render_service_policy
+from windlass_operator.render.pod import render_pod_template
+from windlass_operator.render.service import render_account, render_cluster_service
+
+_PROGRESS_MARGIN_S = 600
 
 
 def render_service(plan: ServicePlan, settings: FleetSettings) -> tuple[Manifest, ...]:
     """Objects of a plan whose action is Apply, none for Remove. A plan on Hold has no objects to render: ValueError."""
-    raise NotImplementedError
+    if plan.action is Action.HOLD:
+        raise ValueError(f"{plan.key}: expected a plan to apply or remove, found one on hold: {plan.refusal}")
+    if plan.action is Action.REMOVE:
+        return ()
+    children = [
+        render_account(plan),
+        render_launch(plan),
+        render_service_policy(plan, settings),
+        render_cluster_service(plan),
+        render_deployment(plan, settings),
+    ]
+    if plan.scaling is not None:
+        children.append(render_autoscaler(plan, plan.scaling))
+    if plan.rollout.min_available > 0:
+        children.append(render_disruption_budget(plan))
+    return tuple(children)
+
+
+def render_deployment(plan: ServicePlan, settings: FleetSettings) -> Manifest:
+    """The Deployment. While an autoscaler owns the number of replicas the field is absent, so applying never resets it."""
+    owned = {} if plan.replicas is None else {"replicas": plan.replicas}
+    spec: dict[str, Any] = {
+        **owned,
+        "revisionHistoryLimit": 3,
+        "progressDeadlineSeconds": settings.startup_timeout_s + _PROGRESS_MARGIN_S,
+        "selector": {"matchLabels": selector_labels(plan.key.name)},
+        "strategy": {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxSurge": plan.rollout.max_surge, "maxUnavailable": plan.rollout.max_unavailable},
+        },
+        "template": render_pod_template(plan, settings),
+    }
+    return service_child("apps/v1", "Deployment", plan.key.name, plan, spec=spec)

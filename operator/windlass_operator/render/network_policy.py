@@ -1,0 +1,87 @@
+"""Who may talk to replicas, and to whom they may talk.
+
+Namespaces are named by `kubernetes.io/metadata.name`, a label only the API server sets, so nobody joins a tenant by labelling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from windlass_contract.endpoints import RUNTIME_PORT
+from windlass_operator.domain import labels
+from windlass_operator.domain.fleet import FleetSettings
+from windlass_operator.domain.model_source import SourceKind
+from windlass_operator.domain.plan import ServicePlan, TenantPlan
+from windlass_operator.render.manifest import Manifest, build_manifest, product_labels, service_child
+
+_NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
+_LINK_LOCAL: Final = "169.254.0.0/16"
+"""Cloud metadata services live here; a pod that reaches one may borrow its node's identity."""
+_NODE_LOCAL_DNS: Final = "169.254.20.10/32"
+
+
+def render_service_policy(plan: ServicePlan, settings: FleetSettings) -> Manifest:
+    """Ingress from gateway, metrics and the tenant's namespaces; egress to DNS, and to HTTPS where the model is downloaded."""
+    egress = [_to_dns(settings)]
+    if plan.source.kind is SourceKind.HUB:
+        egress.append(_TO_HTTPS)
+    return service_child(
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        plan.key.name,
+        plan,
+        spec={
+            "podSelector": {"matchLabels": labels.selector_labels(plan.key.name)},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [
+                {
+                    "from": _trusted_peers(plan.neighbours, settings),
+                    "ports": [{"port": RUNTIME_PORT, "protocol": "TCP"}],
+                }
+            ],
+            "egress": egress,
+        },
+    )
+
+
+def render_isolation(plan: TenantPlan, namespace: str, settings: FleetSettings) -> Manifest:
+    """Nobody outside the tenant connects to any of its pods, except gateway and metrics."""
+    return build_manifest(
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        "windlass-tenant-isolation",
+        namespace=namespace,
+        object_labels={**product_labels("tenancy"), labels.TENANT: plan.key.name},
+        spec={
+            "podSelector": {},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": _trusted_peers(plan.namespaces, settings)}],
+        },
+    )
+
+
+def _trusted_peers(namespaces: Iterable[str], settings: FleetSettings) -> list[dict[str, Any]]:
+    gateway = {"matchLabels": {labels.PART_OF: labels.PRODUCT, labels.COMPONENT: labels.GATEWAY}}
+    return [
+        {"namespaceSelector": _named([settings.gateway_namespace]), "podSelector": gateway},
+        {"namespaceSelector": _named([settings.metrics_namespace])},
+        {"namespaceSelector": _named(namespaces)},
+    ]
+
+
+def _named(namespaces: Iterable[str]) -> dict[str, Any]:
+    return {"matchExpressions": [{"key": _NAMESPACE_NAME, "operator": "In", "values": sorted(namespaces)}]}
+
+
+def _to_dns(settings: FleetSettings) -> dict[str, Any]:
+    return {
+        "to": [{"namespaceSelector": _named([settings.dns_namespace])}, {"ipBlock": {"cidr": _NODE_LOCAL_DNS}}],
+        "ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}],
+    }
+
+
+_TO_HTTPS: Final[dict[str, Any]] = {
+    "to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": [_LINK_LOCAL]}}, {"ipBlock": {"cidr": "::/0"}}],
+    "ports": [{"port": 443, "protocol": "TCP"}],
+}
