@@ -39,21 +39,24 @@ def _attention_bias(config: Fields) -> bool:
 def _window_everywhere(config: Fields, layers: int) -> Windows:
     if config.raw("sliding_window") is None and config.has("sliding_window"):
         return (None,) * layers
-    return (config.integer("sliding_window", 1, _LARGEST_WINDOW, 4096),) * layers
+    window = config.integer("sliding_window", 1, _LARGEST_WINDOW, 4096)
+    if config.raw("layer_types") is None:
+        return (window,) * layers
+    return _windows_of_kinds(config, window, layers)
 
 
 def _window_where_listed(config: Fields, layers: int) -> Windows:
     if not config.boolean("use_sliding_window", False):
         return (None,) * layers
     window = config.integer("sliding_window", 1, _LARGEST_WINDOW, 4096)
-    kinds = config.raw("layer_types")
-    if kinds is None:
+    if config.raw("layer_types") is None:
         first_windowed = config.integer("max_window_layers", 0, _LARGEST_WINDOW, 28)
         return tuple(window if layer >= first_windowed else None for layer in range(layers))
-    return tuple(window if kind == "sliding_attention" else None for kind in _parse_layer_kinds(config, kinds, layers))
+    return _windows_of_kinds(config, window, layers)
 
 
-def _parse_layer_kinds(config: Fields, kinds: object, layers: int) -> list[str]:
+def _windows_of_kinds(config: Fields, window: int, layers: int) -> Windows:
+    kinds = config.raw("layer_types")
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise config.wrong("layer_types", f"a list of {layers} names, one per layer", kinds)
     for kind in kinds:
@@ -61,7 +64,7 @@ def _parse_layer_kinds(config: Fields, kinds: object, layers: int) -> list[str]:
             raise UnsupportedModel(
                 f"{config.where}: layer_types: expected full_attention or sliding_attention, found {kind!r}"
             )
-    return kinds
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
 FAMILIES: Final[Mapping[str, Family]] = {

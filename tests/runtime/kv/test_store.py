@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from support.checkpoints import build_spec
+
+from windlass_runtime.errors import CapacityError
+from windlass_runtime.kv.store import PAGE_TOKENS, PageStore, choose_page_count, page_bytes, sequence_pages
+
+SPEC = build_spec()
+ONE_PAGE = 2 * 3 * 2 * 64 * 12 * 4  # keys and values, layers, heads, positions, head size, bytes
+
+
+def choose(cache_bytes: int = 0, free_bytes: int = 10**9, running: int = 4, tokens: int = 512) -> int:
+    return choose_page_count(
+        SPEC,
+        torch.float32,
+        cache_bytes=cache_bytes,
+        free_bytes=free_bytes,
+        max_running_requests=running,
+        max_sequence_tokens=tokens,
+    )
+
+
+def test_a_page_costs_keys_and_values_of_every_layer() -> None:
+    assert page_bytes(SPEC, torch.float32) == ONE_PAGE
+    assert page_bytes(SPEC, torch.bfloat16) == ONE_PAGE // 2
+
+
+@pytest.mark.parametrize(("tokens", "pages"), [(0, 0), (1, 1), (64, 1), (65, 2)])
+def test_a_started_page_counts_as_a_whole_one(tokens: int, pages: int) -> None:
+    assert sequence_pages(tokens) == pages
+
+
+@pytest.mark.parametrize(
+    ("cache_bytes", "free_bytes", "pages"),
+    [
+        pytest.param(0, 10**9, 32, id="unstated: every running request at full length"),
+        pytest.param(0, ONE_PAGE * 20, 16, id="unstated, little memory: four fifths of it"),
+        pytest.param(ONE_PAGE * 10 + 5, 10**9, 10, id="stated: whole pages"),
+    ],
+)
+def test_the_pool_is_sized_in_bytes(cache_bytes: int, free_bytes: int, pages: int) -> None:
+    assert choose(cache_bytes, free_bytes) == pages
+
+
+@pytest.mark.parametrize(
+    ("cache_bytes", "free_bytes", "message"),
+    [
+        pytest.param(ONE_PAGE * 7, 10**9, f"512 tokens needs 8 pages x {ONE_PAGE} bytes = {8 * ONE_PAGE} bytes, {7 * ONE_PAGE} configured", id="stated too small"),
+        pytest.param(0, ONE_PAGE * 9, "needs 8 pages .* usable of", id="machine too small"),
+        pytest.param(10**9, 10**8, "need 1000000000 bytes as configured, 100000000 free", id="more than there is"),
+    ],
+)  # fmt: skip
+def test_a_pool_that_cannot_hold_one_sequence_is_refused_with_the_arithmetic(
+    cache_bytes: int, free_bytes: int, message: str
+) -> None:
+    with pytest.raises(CapacityError, match=message):
+        choose(cache_bytes, free_bytes)
+
+
+def test_what_is_written_is_gathered_in_the_order_of_the_page_table() -> None:
+    layer = PageStore(SPEC, 4, dtype=torch.float32, device=torch.device("cpu")).layers[1]
+    keys, values = torch.randn(70, 2, 12), torch.randn(70, 2, 12)
+    positions = torch.arange(70)
+    table = torch.tensor([3, 1])
+
+    layer.write(table[positions // PAGE_TOKENS], positions % PAGE_TOKENS, keys, values)
+    gathered_keys, gathered_values = layer.gather(table)
+
+    assert torch.equal(gathered_keys[:, :70], keys.transpose(0, 1))
+    assert torch.equal(gathered_values[:, :70], values.transpose(0, 1))
+    assert not layer.keys[[0, 2]].any()
+
+
+def test_a_pool_beyond_all_memory_is_refused() -> None:
+    with pytest.raises(CapacityError, match="the allocation failed"):
+        PageStore(SPEC, 2**40, dtype=torch.float32, device=torch.device("cpu"))
