@@ -1,0 +1,345 @@
+"""The Cluster on Kubernetes: observe from a watched cache, apply server-side the narrowest field set, report on change.
+
+Rules that keep other writers and people safe:
+- The only field manager is `windlass`; what a plan leaves out (replicas under an autoscaler) is never claimed.
+- Every child carries the owner's uid as a label; prune deletes only objects with that label, by uid, and never those
+  marked `windlass.dev/prune: never`. Those get no owner reference either, so the garbage collector spares them too.
+- Owner references do not block the owner's deletion: `blockOwnerDeletion` needs a permission on finalizers that
+  hardened clusters refuse, and a service should disappear even while a child lingers.
+- Every write asks `Leadership` first, so a leader that lost its lease stops between two requests.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from windlass_operator import errors
+from windlass_operator.cluster.kubernetes_cache import Cached, ObjectCache, owner_uid_of, replicas_managers
+from windlass_operator.cluster.kubernetes_client import KubernetesClient, NotFound
+from windlass_operator.cluster.kubernetes_compare import applied_hash, differences, hash_manifest, merge_patch
+from windlass_operator.cluster.kubernetes_events import EventRecorder, notes_of_status
+from windlass_operator.cluster.kubernetes_fold import parse_owner, render_owner
+from windlass_operator.cluster.kubernetes_kinds import (
+    APPLIED_HASH,
+    CHILDREN,
+    FIELD_MANAGER,
+    FLEET_OWNER_UID,
+    HANDOVER_MANAGER,
+    KINDS,
+    OWNER,
+    OWNER_UID,
+    Ref,
+    ref_of,
+)
+from windlass_operator.cluster.kubernetes_lease import Leadership
+from windlass_operator.cluster.kubernetes_snapshot import SnapshotBuilder
+from windlass_operator.cluster.protocol import Applied, Manifest
+from windlass_operator.domain import labels
+from windlass_operator.domain.snapshot import Key, Snapshot
+
+log = logging.getLogger(__name__)
+
+PRUNED_KINDS: Final = frozenset(kind.kind for kind in CHILDREN)
+PRUNED_FIRST: Final = frozenset({"HorizontalPodAutoscaler"})
+"""Deleted before anything is applied: a running autoscaler would fight the replica count we are about to claim."""
+WriteCounter = Callable[[str, str], None]
+"""Called with kind and verb after every write."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """What the server made of an apply: differences that it insists on are not drift."""
+
+    hash: str
+    differences: frozenset[str]
+
+
+class KubernetesCluster:
+    """Implements cluster.protocol.Cluster. One instance per process; its methods run on one event loop."""
+
+    def __init__(
+        self,
+        client: KubernetesClient,
+        leadership: Leadership,
+        events: EventRecorder,
+        count_write: WriteCounter,
+    ) -> None:
+        self.cache = ObjectCache()
+        self._client = client
+        self._leadership = leadership
+        self._events = events
+        self._count_write = count_write
+        self._snapshots = SnapshotBuilder(self.cache)
+        self._settled: dict[Ref, _Settled] = {}
+        self._filling: tuple[str, ...] = ("all kinds",)
+
+    # -- feeding -------------------------------------------------------------------------------------------------------
+
+    def absorb(self, event_type: str | None, manifest: Mapping[str, Any]) -> Key | None:
+        """Take one watch event; return the key whose picture changed, None for echoes and strangers."""
+        ref = self.cache.absorb_event(event_type, manifest)
+        if ref is None:
+            return None
+        if event_type == "DELETED":
+            self._settled.pop(ref, None)
+        return self._snapshots.touch_object(dict(manifest))
+
+    def absorb_repair(self, ref: Ref, manifest: Mapping[str, Any] | None) -> Key | None:
+        """Take what an audit read as the watch missed it, None for an object that is gone; return the key concerned."""
+        known = self.cache.get(ref)
+        if manifest is None:
+            if known is None or self.cache.remove(ref) is None:
+                return None
+            return self._snapshots.touch_object(known.manifest)
+        self.cache.absorb_reply(manifest)
+        return self._snapshots.touch_object(dict(manifest))
+
+    def set_filling(self, waiting_for: tuple[str, ...]) -> None:
+        """Name the kinds whose first listing is not complete; empty opens `observe`."""
+        self._filling = waiting_for
+
+    @property
+    def filling(self) -> tuple[str, ...]:
+        """Kinds whose first listing is not complete."""
+        return self._filling
+
+    def picture(self) -> Snapshot:
+        """Return what is known now, complete or not; for deciding whom to wake."""
+        return self._snapshots.build()
+
+    # -- the protocol --------------------------------------------------------------------------------------------------
+
+    async def observe(self, key: Key) -> Snapshot:
+        """See Cluster.observe. Raises InvalidInput too, when this version cannot read the stored object of `key`."""
+        if self._filling:
+            raise errors.ClusterUnavailable(
+                f"the first listing is not complete: waiting for {', '.join(self._filling)}"
+            )
+        snapshot = self._snapshots.build()
+        self._snapshots.require_valid(key)
+        return snapshot
+
+    async def apply(self, owner: Key, children: Sequence[Manifest]) -> Applied:
+        """See Cluster.apply. An owner that is gone or leaving gets nothing; the garbage collector takes its
+        children.
+        """
+        cached = self.cache.get(Ref(owner.kind, owner.namespace, owner.name))
+        if cached is None or cached.deleting:
+            return Applied()
+        return await self._apply_all(owner, cached.uid, [stamp(child, owner, cached.manifest) for child in children])
+
+    async def apply_fleet(self, children: Sequence[Manifest]) -> Applied:
+        """Apply objects that belong to the installation as a whole. Same rules and errors as `apply`."""
+        return await self._apply_all(None, FLEET_OWNER_UID, [stamp_fleet(child) for child in children])
+
+    async def report(self, owner: Key, status: Manifest) -> bool:
+        """See Cluster.report."""
+        ref = Ref(owner.kind, owner.namespace, owner.name)
+        cached = self.cache.get(ref)
+        if cached is None or cached.deleting:
+            return False
+        stored = cached.manifest.get("status") or {}
+        patch = merge_patch(stored, status)
+        status_ref = Ref(owner.kind, owner.namespace, f"{owner.name}/status")
+        if not patch or self._is_settled(status_ref, hash_manifest(status), _flatten(patch)):
+            return False
+        self._leadership.require()
+        try:
+            reply = await self._client.patch_status(ref, {"metadata": {"uid": cached.uid}, "status": patch})
+        except NotFound:
+            return False
+        except errors.ApplyRejected as exc:
+            raise errors.RetryLater(f"status of {owner} refused: {exc}", after_s=60.0) from exc
+        self._count_write(owner.kind, "status")
+        self._take_reply(reply)
+        # An older CRD prunes status fields it does not know; what stays different after a write is no reason for the
+        # next one.
+        self._settled[status_ref] = _Settled(
+            hash_manifest(status), _flatten(merge_patch(reply.get("status") or {}, status))
+        )
+        for note in notes_of_status(stored, status):
+            self._events.post(cached.manifest, note)
+        return True
+
+    # -- applying ------------------------------------------------------------------------------------------------------
+
+    async def _apply_all(self, owner: Key | None, owner_uid: str, wanted: Sequence[Manifest]) -> Applied:
+        refs = {ref_of(child) for child in wanted}
+        pruned = [ref for ref in self._unwanted(owner_uid, refs) if ref.kind in PRUNED_FIRST and await self._prune(ref)]
+        written: list[str] = []
+        problems: dict[str, str] = {}
+        for child in wanted:
+            ref = ref_of(child)
+            try:
+                if await self._apply_one(ref, child, owner_uid):
+                    written.append(str(ref))
+            except errors.ApplyRejected as exc:
+                problems[str(ref)] = f"{exc.reason}: {exc}"
+        if not problems:
+            # What a refused object would have replaced may still be in use, so nothing is deleted until all of them are
+            # in place.
+            pruned += [ref for ref in self._unwanted(owner_uid, refs) if await self._prune(ref)]
+        if owner is not None:
+            self._snapshots.touch(owner)
+        return Applied(tuple(written), tuple(str(ref) for ref in pruned), problems)
+
+    async def _apply_one(self, ref: Ref, wanted: Manifest, owner_uid: str) -> bool:
+        cached = self.cache.get(ref)
+        if cached is not None and cached.deleting:
+            raise errors.RetryLater(f"{ref} is being deleted; it is created anew once it is gone", after_s=2.0)
+        if cached is not None and self._is_in_sync(ref, wanted, cached):
+            return False
+        live = cached.manifest if cached is not None else await self._client.get(ref)
+        if live is not None:
+            self._require_ours(ref, live, wanted, owner_uid)
+        if live is not None and ref.kind == "Deployment" and "replicas" not in wanted["spec"]:
+            await self._hand_over_replicas(ref)
+        self._leadership.require()
+        reply = await self._client.apply(wanted)
+        self._count_write(ref.kind, "apply")
+        self._take_reply(reply)
+        self._settled[ref] = _Settled(applied_hash(wanted), frozenset(differences(wanted, reply)))
+        if self._settled[ref].differences:
+            log.info(
+                "The cluster keeps its own values. object=%s differences=%s",
+                ref,
+                "; ".join(sorted(self._settled[ref].differences)),
+            )
+        return True
+
+    def _is_in_sync(self, ref: Ref, wanted: Manifest, cached: Cached) -> bool:
+        found = frozenset(differences(wanted, cached.manifest))
+        if applied_hash(cached.manifest) != applied_hash(wanted):
+            return False
+        if found and not self._is_settled(ref, applied_hash(wanted), found):
+            log.info("Drift found. object=%s differences=%s", ref, "; ".join(sorted(found)))
+            return False
+        return True
+
+    def _is_settled(self, ref: Ref, wanted_hash: str, found: frozenset[str]) -> bool:
+        settled = self._settled.get(ref)
+        return settled is not None and settled.hash == wanted_hash and found <= settled.differences
+
+    def _require_ours(self, ref: Ref, live: Mapping[str, Any], wanted: Manifest, owner_uid: str) -> None:
+        """Raise ApplyRejected when the object belongs to someone else. A tenant's namespaces may exist before it."""
+        if not labels.is_prunable(wanted):
+            return
+        metadata = live["metadata"]
+        manager = (metadata.get("labels") or {}).get(labels.MANAGED_BY)
+        if manager != labels.MANAGER:
+            raise errors.ApplyRejected(
+                f"{ref} exists and is not managed by Windlass (its label {labels.MANAGED_BY} is {manager!r}); "
+                "rename one of the two",
+                reason="NameTaken",
+            )
+        other = parse_owner((metadata.get("annotations") or {}).get(OWNER, ""))
+        if owner_uid_of(live) in ("", owner_uid) or other is None:
+            return
+        holder = self.cache.get(Ref(other.kind, other.namespace, other.name))
+        if holder is not None and holder.uid == owner_uid_of(live):
+            raise errors.ApplyRejected(f"{ref} belongs to {other}; rename one of the two", "NameTaken")
+
+    async def _hand_over_replicas(self, ref: Ref) -> None:
+        """Keep the replica count when we stop claiming it.
+
+        A field that its only owner drops is removed, and the server then defaults it to 1: a running fleet would shrink
+        to one pod until the autoscaler acts. A second manager that claims the present value keeps it; the autoscaler
+        takes it over from there.
+        """
+        live = await self._client.get(ref)
+        if live is None or replicas_managers(live) != {FIELD_MANAGER}:
+            return
+        kind, metadata = KINDS[ref.kind], live["metadata"]
+        claim = {
+            "apiVersion": kind.api_version,
+            "kind": kind.kind,
+            # The version makes the server refuse with a conflict if someone scaled since we read the number.
+            "metadata": {"name": ref.name, "namespace": ref.namespace, "resourceVersion": metadata["resourceVersion"]},
+            "spec": {"replicas": live["spec"]["replicas"]},
+        }
+        self._leadership.require()
+        self._take_reply(await self._client.apply(claim, manager=HANDOVER_MANAGER))
+        self._count_write(ref.kind, "handover")
+        log.info("Replica count handed over. object=%s/%s replicas=%d", ref.namespace, ref, live["spec"]["replicas"])
+
+    def _unwanted(self, owner_uid: str, wanted: set[Ref]) -> list[Ref]:
+        return [
+            ref
+            for ref, cached in self.cache.children_of(owner_uid)
+            if ref not in wanted
+            and ref.kind in PRUNED_KINDS
+            and labels.is_prunable(cached.manifest)
+            and not cached.deleting
+        ]
+
+    async def _prune(self, ref: Ref) -> bool:
+        cached = self.cache.get(ref)
+        if cached is None:
+            return False
+        self._leadership.require()
+        try:
+            deleted = await self._client.delete(ref, cached.uid)
+        except errors.ApplyConflict:
+            return False  # another object took the name; its watch event tells
+        self.cache.remove(ref, cached.uid)
+        self._settled.pop(ref, None)
+        self._snapshots.touch_object(cached.manifest)
+        self._count_write(ref.kind, "delete")
+        return deleted
+
+    def _take_reply(self, reply: Mapping[str, Any]) -> None:
+        self.cache.absorb_reply(reply)
+        self._snapshots.touch_object(dict(reply))
+
+
+def stamp(child: Manifest, owner: Key, owner_manifest: Mapping[str, Any]) -> Manifest:
+    """Return a copy of a rendered child with the owner's marks and the hash of it all."""
+    marked = copy.deepcopy(child)
+    uid = str(owner_manifest["metadata"].get("uid", ""))
+    _mark(marked, uid, render_owner(owner))
+    same_scope = not owner.namespace or marked["metadata"].get("namespace") == owner.namespace
+    if labels.is_prunable(marked) and same_scope:
+        marked["metadata"]["ownerReferences"] = [
+            {
+                "apiVersion": owner_manifest["apiVersion"],
+                "kind": owner.kind,
+                "name": owner.name,
+                "uid": uid,
+                "controller": True,
+                "blockOwnerDeletion": False,
+            }
+        ]
+    return _with_hash(marked)
+
+
+def stamp_fleet(child: Manifest) -> Manifest:
+    """Return a copy of an object of the installation, marked without an owner: it outlives every Tenant and service."""
+    marked = copy.deepcopy(child)
+    _mark(marked, FLEET_OWNER_UID, "")
+    return _with_hash(marked)
+
+
+def _mark(manifest: Manifest, owner_uid: str, owner: str) -> None:
+    metadata = manifest["metadata"]
+    metadata["labels"] = {**(metadata.get("labels") or {}), labels.MANAGED_BY: labels.MANAGER, OWNER_UID: owner_uid}
+    if owner:
+        metadata["annotations"] = {**(metadata.get("annotations") or {}), OWNER: owner}
+
+
+def _with_hash(manifest: Manifest) -> Manifest:
+    digest = hash_manifest(manifest)
+    manifest["metadata"]["annotations"] = {**(manifest["metadata"].get("annotations") or {}), APPLIED_HASH: digest}
+    return manifest
+
+
+def _flatten(patch: Mapping[str, Any], path: str = "") -> frozenset[str]:
+    """Return the leaves of a patch as text, to compare two patches by inclusion."""
+    leaves: set[str] = set()
+    for key, value in patch.items():
+        where = f"{path}.{key}" if path else key
+        leaves |= _flatten(value, where) if isinstance(value, Mapping) and value else {f"{where}={value!r}"}
+    return frozenset(leaves)

@@ -1,0 +1,197 @@
+"""Fold Kubernetes objects into what the planner reads: a Deployment, its pods and autoscaler become a Workload.
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from windlass_operator.api.v1alpha1.inference_service import Failure
+from windlass_operator.cluster.kubernetes_compare import parse_quantity
+from windlass_operator.cluster.kubernetes_kinds import OWNER
+from windlass_operator.domain import labels
+from windlass_operator.domain.snapshot import Key, Node, Workload
+
+Json = Mapping[str, Any]
+
+REVISION: Final = "deployment.kubernetes.io/revision"
+TEMPLATE_HASH: Final = "pod-template-hash"
+FINISHED: Final = frozenset({"Succeeded", "Failed"})
+STARTING: Final = frozenset({"ContainerCreating", "PodInitializing"})
+"""Waiting reasons that are the normal way to start."""
+OWN_KINDS: Final = frozenset({"InferenceService", "Tenant", "GPUClass"})
+
+
+def key_of_owner(manifest: Json) -> Key | None:
+    """Return whose reconcile an object concerns: itself for our kinds, its owner for children, its service for pods."""
+    metadata = manifest["metadata"]
+    if manifest["kind"] in OWN_KINDS or manifest["kind"] == "Node":
+        return Key(manifest["kind"], metadata.get("namespace", ""), metadata["name"])
+    owner = parse_owner((metadata.get("annotations") or {}).get(OWNER, ""))
+    if owner is not None:
+        return owner
+    instance = (metadata.get("labels") or {}).get(labels.INSTANCE)
+    return Key("InferenceService", metadata["namespace"], instance) if instance and metadata.get("namespace") else None
+
+
+def render_owner(key: Key) -> str:
+    """Return the value of the owner annotation."""
+    return f"{key.kind}/{key.namespace}/{key.name}"
+
+
+def parse_owner(text: str) -> Key | None:
+    """Read the owner annotation; None when it is not one of ours."""
+    parts = text.split("/")
+    return Key(*parts) if len(parts) == 3 and parts[0] in OWN_KINDS else None
+
+
+def fold_node(manifest: Json) -> Node:
+    """Read a Node."""
+    status = manifest.get("status", {})
+    amounts = {
+        name: parse_quantity(amount) for name, amount in (status.get("allocatable") or {}).items() if "/" in name
+    }
+    ready = any(
+        condition.get("type") == "Ready" and condition.get("status") == "True"
+        for condition in status.get("conditions") or ()
+    )
+    return Node(
+        name=manifest["metadata"]["name"],
+        labels=dict(manifest["metadata"].get("labels") or {}),
+        allocatable={name: int(amount) for name, amount in amounts.items() if amount is not None},
+        ready=ready and "deletionTimestamp" not in manifest["metadata"],
+        schedulable=not manifest.get("spec", {}).get("unschedulable"),
+    )
+
+
+def fold_workload(
+    deployment: Json, replica_sets: Sequence[Json] = (), pods: Sequence[Json] = (), autoscaler: Json | None = None
+) -> Workload:
+    """Fold what runs for one service. Pods and ReplicaSets that the Deployment does not select are ignored."""
+    selector = deployment["spec"].get("selector", {}).get("matchLabels", {})
+    pods = [pod for pod in pods if _matches(pod, selector) and _phase(pod) not in FINISHED]
+    staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    newest = _newest_replica_set(deployment, [one for one in replica_sets if _matches(one, selector)])
+    template_hash = _labels(newest).get(TEMPLATE_HASH) if newest else None
+    updated = [pod for pod in staying if _labels(pod).get(TEMPLATE_HASH) == template_hash] if template_hash else []
+    wanted = int(deployment["spec"].get("replicas", 1))
+    template = deployment["spec"].get("template", {})
+    return Workload(
+        replicas=len(staying),
+        ready=sum(_is_ready(pod) for pod in staying),
+        updated=len(updated),
+        updated_ready=min(len(updated), int((newest or {}).get("status", {}).get("availableReplicas") or 0)),
+        wanted=wanted,
+        observed=int(deployment.get("status", {}).get("observedGeneration") or 0)
+        >= int(deployment["metadata"].get("generation") or 0),
+        gpu_class=_labels(deployment).get(labels.GPU_CLASS) or _labels(template).get(labels.GPU_CLASS, ""),
+        # Pods that a quota keeps from existing still wait for their devices, and terminating ones still hold them.
+        devices=max(sum(_devices(pod.get("spec", {})) for pod in pods), wanted * _devices(template.get("spec", {}))),
+        pending_reason=_pending_reason(deployment, staying),
+        autoscaler_problem=_autoscaler_problem(autoscaler),
+        last_failure=_last_failure(pods),
+    )
+
+
+def _labels(manifest: Json) -> Mapping[str, str]:
+    return manifest.get("metadata", {}).get("labels") or {}
+
+
+def _matches(manifest: Json, selector: Mapping[str, str]) -> bool:
+    return bool(selector) and selector.items() <= _labels(manifest).items()
+
+
+def _phase(pod: Json) -> str:
+    return str(pod.get("status", {}).get("phase", "Pending"))
+
+
+def _newest_replica_set(deployment: Json, replica_sets: Iterable[Json]) -> Json | None:
+    """The ReplicaSet of the newest template, by the revision that the Deployment controller stamps on both."""
+    revision = (deployment["metadata"].get("annotations") or {}).get(REVISION)
+    return next(
+        (
+            one
+            for one in replica_sets
+            if revision and (one["metadata"].get("annotations") or {}).get(REVISION) == revision
+        ),
+        None,
+    )
+
+
+def _condition(manifest: Json, kind: str) -> Mapping[str, Any]:
+    conditions = manifest.get("status", {}).get("conditions") or ()
+    return next((condition for condition in conditions if condition.get("type") == kind), {})
+
+
+def _is_ready(pod: Json) -> bool:
+    return _condition(pod, "Ready").get("status") == "True"
+
+
+def _devices(pod_spec: Json) -> int:
+    """Extended resources of a pod, summed: a replica asks for one kind of device only."""
+    total = 0
+    for container in pod_spec.get("containers") or ():
+        resources = container.get("resources") or {}
+        amounts = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
+        total += sum(int(parse_quantity(amount) or 0) for name, amount in amounts.items() if "/" in name)
+    return total
+
+
+def _pending_reason(deployment: Json, pods: Iterable[Json]) -> str:
+    """The first of: what keeps pods from existing (quota), from a node, and containers from starting."""
+    failure = _condition(deployment, "ReplicaFailure")
+    if failure.get("status") == "True":
+        return str(failure.get("message") or failure.get("reason", ""))
+    for pod in pods:
+        scheduled = _condition(pod, "PodScheduled")
+        if scheduled.get("status") == "False":
+            return str(scheduled.get("message") or scheduled.get("reason", ""))
+    for pod in pods:
+        for waiting in _waiting(pod):
+            reason, message = str(waiting.get("reason", "")), str(waiting.get("message", ""))
+            if reason and reason not in STARTING:
+                return f"{reason}: {message}" if message else reason
+    return ""
+
+
+def _waiting(pod: Json) -> Iterator[Json]:
+    for status in _container_statuses(pod):
+        waiting = (status.get("state") or {}).get("waiting")
+        if waiting:
+            yield waiting
+
+
+def _container_statuses(pod: Json) -> Iterator[Json]:
+    status = pod.get("status", {})
+    yield from status.get("initContainerStatuses") or ()
+    yield from status.get("containerStatuses") or ()
+
+
+def _autoscaler_problem(autoscaler: Json | None) -> str:
+    if autoscaler is None:
+        return ""
+    for kind in ("AbleToScale", "ScalingActive"):
+        condition = _condition(autoscaler, kind)
+        if condition.get("status") == "False" and condition.get("reason") != "ScalingDisabled":
+            return f"{condition.get('reason', kind)}: {condition.get('message', '')}"
+    return ""
+
+
+def _last_failure(pods: Iterable[Json]) -> Failure | None:
+    failures = [failure for pod in pods for failure in _failures(pod)]
+    return max(failures, key=lambda failure: (failure.time, failure.pod), default=None)
+
+
+def _failures(pod: Json) -> Iterator[Failure]:
+    for status in _container_statuses(pod):
+        for state in (status.get("state") or {}, status.get("lastState") or {}):
+            ended = state.get("terminated")
+            if ended and ended.get("exitCode", 0) != 0:
+                yield Failure(
+                    reason=str(ended.get("reason") or "Error")[:128],
+                    message=str(ended.get("message") or "")[-2048:],  # the end of a traceback says what happened
+                    pod=pod["metadata"]["name"],
+                    exit_code=int(ended["exitCode"]),
+                    time=str(ended.get("finishedAt") or ""),
+                )

@@ -1,0 +1,338 @@
+"""The operator as a process: builds every part, runs them, stops them in order. Called by `windlass operator run`.
+
+Who runs: kopf (watches), the audit (fills and checks the caches), the elector (lease), the workers (reconcile), the
+resync, the event poster, the probe server. On SIGTERM: take no new keys, finish those that run, give the lease back,
+close the watches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import os
+import random
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from windlass_operator import errors
+from windlass_operator.cluster.kubernetes import KubernetesCluster
+from windlass_operator.cluster.kubernetes_access import AccessLoader, access_loader
+from windlass_operator.cluster.kubernetes_audit import AuditTimes, WatchAudit
+from windlass_operator.cluster.kubernetes_client import KubernetesClient
+from windlass_operator.cluster.kubernetes_events import EventRecorder
+from windlass_operator.cluster.kubernetes_kinds import OWNERS
+from windlass_operator.cluster.kubernetes_lease import LeaderElector, Leadership, LeaseTimes
+from windlass_operator.domain.snapshot import Key, Snapshot
+from windlass_operator.reconcile import probes, watch
+from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, Backoff, KeyedQueue, Rate
+from windlass_operator.reconcile.reconciler import Reconciler, Workers
+from windlass_operator.reconcile.wake import keys_to_wake
+from windlass_operator.render.fleet import render_fleet
+from windlass_operator.settings import OperatorSettings
+
+log = logging.getLogger(__name__)
+
+WAKE_DELAY_S = 0.05
+"""Changes of one object within this time become one reconcile."""
+FLEET_RETRY_S = 30.0
+
+
+@dataclass
+class Operator:
+    """Every part of a running operator. Build with `build_operator`."""
+
+    settings: OperatorSettings
+    client: KubernetesClient
+    cluster: KubernetesCluster
+    queue: AsyncKeyedQueue[Key]
+    leadership: Leadership
+    elector: LeaderElector
+    events: EventRecorder
+    audit: WatchAudit
+    workers: Workers
+    metrics: probes.Metrics
+    load_access: AccessLoader
+    random: Callable[[], float]
+    probe_port: int = 0
+    """Port in use once the probes are served."""
+    _last: Snapshot = field(default_factory=Snapshot)
+
+    def absorb(self, event_type: str | None, manifest: Any) -> None:
+        """Take one watch event and wake whom it concerns."""
+        key = self.cluster.absorb(event_type, dict(manifest))
+        if key is not None:
+            self.wake(key)
+
+    def wake(self, key: Key) -> None:
+        """Queue every key whose plan may come out differently after a change of `key`."""
+        before, self._last = self._last, self.cluster.picture()
+        for other in keys_to_wake(key, before, self._last):
+            self.queue.add(other, WAKE_DELAY_S)
+
+    def wake_all(self, spread_s: float) -> None:
+        """Queue everything, spread evenly at random over `spread_s` seconds."""
+        picture = self.cluster.picture()
+        keys = [*picture.services, *(Key("Tenant", "", name) for name in picture.tenants)]
+        keys += [Key("GPUClass", "", name) for name in picture.gpu_classes]
+        for key in keys:
+            self.queue.add(key, self.random() * spread_s)
+
+    async def resync(self) -> None:
+        """Queue everything once the caches are filled, then again in every interval. Catches what no event told."""
+        await self.audit.filled.wait()
+        self.wake_all(0.0)
+        while True:
+            interval_s = self.settings.resync_interval_s
+            self.wake_all(interval_s)
+            await asyncio.sleep(interval_s)
+
+    async def apply_fleet(self) -> None:
+        """Keep the objects of the installation as a whole in place, while leading."""
+        await self.audit.filled.wait()
+        while True:
+            await self.leadership.wait()
+            delay_s = self.settings.resync_interval_s
+            try:
+                applied = await self.cluster.apply_fleet(render_fleet(self.settings.fleet))
+            except errors.WindlassError as exc:
+                log.warning("Fleet objects not applied. error=%s", exc)
+                delay_s = FLEET_RETRY_S
+            else:
+                for name, problem in applied.problems.items():
+                    log.error("Fleet object refused. object=%s problem=%s", name, problem)
+                if applied.written:
+                    log.info("Fleet objects applied. written=%s", ",".join(applied.written))
+            await asyncio.sleep(delay_s)
+
+    def live_problems(self) -> tuple[str, ...]:
+        """What a restart would cure."""
+        problems = [f"watch of {scope} misses changes" for scope in self.audit.dead_watches]
+        age_s = self.queue.head_age_s() if self.leadership.held else 0.0
+        if age_s > self.settings.stuck_after_s:
+            problems.append(
+                f"queue stands still: the oldest key waits for {age_s:.0f} s, "
+                f"expected at most {self.settings.stuck_after_s:g} s"
+            )
+        return tuple(problems)
+
+    def ready_problems(self) -> tuple[str, ...]:
+        """What keeps this operator from being of use; a standby with filled caches is."""
+        return tuple(f"first listing not complete: {kind}" for kind in self.cluster.filling)
+
+
+def build_operator(
+    settings: OperatorSettings, load_access: AccessLoader, identity: str, random_source: random.Random
+) -> Operator:
+    """Wire the parts together; needs a running event loop, opens no connection."""
+    clock = asyncio.get_running_loop().time
+    client = KubernetesClient(load_access, settings.request_timeout_s)
+    leadership = Leadership(clock)
+    backoff = Backoff(settings.backoff_first_s, settings.backoff_longest_s)
+    queue = AsyncKeyedQueue[Key](
+        KeyedQueue(backoff, Rate(settings.reconciles_per_s, settings.reconcile_burst)), clock, random_source.random
+    )
+    metrics = probes.Metrics(lambda: queue.depth, lambda: leadership.held)
+    events = EventRecorder(
+        client, component="windlass.dev/operator", instance=identity, clock=clock, wall_clock=_wall_clock
+    )
+    cluster = KubernetesCluster(client, leadership, events, metrics.count_write)
+    times = LeaseTimes(settings.lease_duration_s, settings.lease_renew_s, settings.lease_retry_s)
+    elector = LeaderElector(
+        client,
+        leadership,
+        namespace=settings.lease_namespace,
+        name=settings.lease_name,
+        identity=identity,
+        times=times,
+        clock=clock,
+        wall_clock=_wall_clock,
+    )
+    workers = Workers(
+        Reconciler(cluster, settings.fleet, _wall_clock),
+        queue,
+        may_work=leadership.wait,
+        clock=clock,
+        observe=metrics.observe_reconcile,
+    )
+    parts: list[Operator] = []
+    audit = WatchAudit(
+        client,
+        cluster,
+        namespaces=settings.namespaces,
+        times=AuditTimes(settings.audit_interval_s),
+        on_change=lambda key: parts[0].wake(key),
+        clock=clock,
+    )
+    parts.append(
+        Operator(
+            settings,
+            client,
+            cluster,
+            queue,
+            leadership,
+            elector,
+            events,
+            audit,
+            workers,
+            metrics,
+            load_access,
+            random_source.random,
+        )
+    )
+    return parts[0]
+
+
+async def run_operator(
+    settings: OperatorSettings, stop: asyncio.Event | None = None, started: Callable[[Operator], None] | None = None
+) -> None:
+    """Run until SIGTERM, SIGINT or `stop`. Raises ClusterUnavailable when there is no usable cluster at start."""
+    stop = stop or asyncio.Event()
+    operator = build_operator(settings, access_loader(settings.kubeconfig), identity_of_process(), random.Random())
+    async with operator.client:
+        await _require_cluster(operator.client)
+        runner, operator.probe_port = await _serve_probes(operator)
+        try:
+            if started is not None:
+                started(operator)
+            await _run_parts(operator, stop)
+        finally:
+            await runner.cleanup()
+
+
+async def _require_cluster(client: KubernetesClient) -> None:
+    """Raise ClusterUnavailable unless a server answers, accepts us and knows our kinds."""
+    try:
+        version = await client.version()
+        missing = [f"{kind.plural}.{kind.group}" for kind in OWNERS if not await client.serves(kind)]
+    except errors.ClusterUnavailable:
+        raise
+    except errors.WindlassError as exc:
+        raise errors.ClusterUnavailable(f"{client.access.server} ({client.access.source}): {exc}") from exc
+    if missing:
+        raise errors.ClusterUnavailable(
+            f"{client.access.server}: expected the CRDs {', '.join(missing)}, found none; "
+            "kubectl apply --server-side -f crds/"
+        )
+    log.info("Connected. server=%s version=%s access=%s", client.access.server, version, client.access.source)
+
+
+async def _serve_probes(operator: Operator) -> tuple[Any, int]:
+    settings = operator.settings
+    app = probes.build_app(operator.live_problems, operator.ready_problems, operator.metrics)
+    try:
+        runner, port = await probes.serve(app, settings.probe_host, settings.probe_port)
+    except OSError as exc:
+        raise errors.SettingsError(
+            f"WINDLASS_PROBE_PORT: expected a free port on {settings.probe_host}, "
+            f"found {settings.probe_port}: {exc.strerror or exc}"
+        ) from exc
+    log.info("Probes served. host=%s port=%d", settings.probe_host, port)
+    return runner, port
+
+
+async def _run_parts(operator: Operator, stop: asyncio.Event) -> None:
+    """Run every part; end when asked to or when one of them ends."""
+    workers = [
+        asyncio.create_task(operator.workers.work(), name=f"worker {number}")
+        for number in range(operator.settings.worker_count)
+    ]
+    elector = asyncio.create_task(operator.elector.run(), name="elector")
+    others = [
+        asyncio.create_task(part, name=name)
+        for name, part in (
+            ("audit", operator.audit.run()),
+            ("resync", operator.resync()),
+            ("fleet", operator.apply_fleet()),
+            ("events", operator.events.run()),
+        )
+    ]
+    watching_stop = asyncio.Event()
+    own = set(asyncio.all_tasks())
+    watching = asyncio.create_task(
+        watch.watch(
+            watch.build_registry(operator.absorb, operator.load_access),
+            watch.build_settings(operator.settings),
+            namespaces=operator.settings.namespaces,
+            stop=watching_stop,
+            take_signals=lambda: _take_signals(stop),
+            ignored=own,
+        ),
+        name="watches",
+    )
+    own.add(watching)
+    waiting = asyncio.create_task(stop.wait(), name="stop")
+    own.add(waiting)
+    try:
+        done, _ = await asyncio.wait(
+            [waiting, watching, elector, *others, *workers], return_when=asyncio.FIRST_COMPLETED
+        )
+        _log_end(done, waiting)
+    finally:
+        await _stop_parts(operator, workers, elector, [waiting, *others], watching, watching_stop)
+    _raise_failures(done - {waiting})
+
+
+async def _stop_parts(
+    operator: Operator,
+    workers: Sequence[asyncio.Task[None]],
+    elector: asyncio.Task[None],
+    others: Sequence[asyncio.Task[Any]],
+    watching: asyncio.Task[None],
+    watching_stop: asyncio.Event,
+) -> None:
+    """Workers first, then the lease, then the watches: nobody else may write while we still do."""
+    operator.queue.close()
+    if workers:
+        # Standby workers wait for a lease that never comes; those at work get their time.
+        _, slow = await asyncio.wait(
+            workers, timeout=operator.settings.drain_timeout_s if operator.leadership.held else 0.0
+        )
+        await _cancel(slow)
+    await _cancel([elector])
+    await _cancel(others)
+    watching_stop.set()
+    await asyncio.wait([watching], timeout=10.0)
+    await _cancel([watching])
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]] | set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _log_end(done: set[asyncio.Task[Any]], waiting: asyncio.Task[Any]) -> None:
+    if waiting in done:
+        log.info("Stopping: asked to.")
+        return
+    for task in done:
+        log.error("Stopping: a part ended by itself. part=%s", task.get_name())
+
+
+def _raise_failures(done: set[asyncio.Task[Any]]) -> None:
+    for task in done:
+        if not task.cancelled() and task.exception() is not None:
+            raise errors.ClusterUnavailable(f"{task.get_name()} ended: {task.exception()}") from task.exception()
+        raise errors.ClusterUnavailable(f"{task.get_name()} ended by itself")
+
+
+def _take_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, stop.set)
+        except (NotImplementedError, RuntimeError):  # not the main thread: the owner of the loop sets `stop`
+            return
+
+
+def identity_of_process() -> str:
+    """Return a name for this process that no other holder of the lease has."""
+    return f"{socket.gethostname()}_{os.getpid()}_{random.getrandbits(32):08x}"
+
+
+def _wall_clock() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

@@ -1,0 +1,204 @@
+"""The reconcile loop: observe -> plan -> render -> apply -> report, by level, through the Cluster protocol.
+
+Knows no Kubernetes and no kopf. Workers take keys from the queue; what goes wrong decides when the key comes back:
+
+  done                              when something changes, or at the next resync
+  problems on single objects        in `problem_retry_s` (a quota may have been freed)
+  RetryLater                        after its backoff, not before the server's Retry-After
+  ClusterUnavailable, other errors  after its backoff
+  InvalidInput                      when the object changes
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from windlass_operator import errors
+from windlass_operator.cluster.protocol import Applied, Cluster
+from windlass_operator.domain import plan as planning
+from windlass_operator.domain import status as reporting
+from windlass_operator.domain.fleet import FleetSettings
+from windlass_operator.domain.snapshot import Key
+from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, QueueClosed
+from windlass_operator.render.tenant import render_tenant
+from windlass_operator.render.workload import render_service
+
+log = logging.getLogger(__name__)
+
+
+class Result(enum.StrEnum):
+    """How a reconcile ended; value of the `result` label."""
+
+    UNCHANGED = "unchanged"
+    CHANGED = "changed"
+    PROBLEMS = "problems"
+    """The cluster refused single objects; the status names them."""
+    GONE = "gone"
+    RETRY = "retry"
+    INVALID = "invalid"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """What one reconcile did."""
+
+    result: Result
+    applied: Applied = field(default_factory=Applied)
+    reported: bool = False
+
+
+class Reconciler:
+    """Reconciles one key at a time. Holds no state between calls."""
+
+    def __init__(self, cluster: Cluster, settings: FleetSettings, wall_clock: Callable[[], datetime.datetime]) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._wall_clock = wall_clock
+
+    async def reconcile(self, key: Key) -> Reconciliation:
+        """Bring one object to its plan. Raises what the Cluster raises."""
+        if key.kind == "InferenceService":
+            return await self._reconcile_service(key)
+        if key.kind == "Tenant":
+            return await self._reconcile_tenant(key)
+        if key.kind == "GPUClass":
+            return await self._reconcile_gpu_class(key)
+        raise AssertionError(f"{key}: no reconciler for this kind")
+
+    async def _reconcile_service(self, key: Key) -> Reconciliation:
+        snapshot = await self._cluster.observe(key)
+        service = snapshot.services.get(key)
+        if service is None or service.metadata.deletion_timestamp:
+            return Reconciliation(Result.GONE)
+        plan = planning.plan_service(service, snapshot, self._settings)
+        applied = Applied()
+        if plan.action is not planning.Action.HOLD:
+            applied = await self._cluster.apply(key, render_service(plan, self._settings))
+        # Not the snapshot from before the apply: a status must tell of what was just written.
+        workload = (await self._cluster.observe(key)).workloads.get(key)
+        status = reporting.plan_service_status(plan, workload, service.status, self._now(), _texts(applied))
+        return _conclude(applied, await self._cluster.report(key, reporting.status_document(status)))
+
+    async def _reconcile_tenant(self, key: Key) -> Reconciliation:
+        snapshot = await self._cluster.observe(key)
+        tenant = snapshot.tenants.get(key.name)
+        if tenant is None or tenant.metadata.deletion_timestamp:
+            return Reconciliation(Result.GONE)
+        plan = planning.plan_tenant(tenant, snapshot, self._settings)
+        applied = await self._cluster.apply(key, render_tenant(plan, self._settings))
+        status = reporting.plan_tenant_status(plan, tenant.status, self._now(), _texts(applied))
+        return _conclude(applied, await self._cluster.report(key, reporting.status_document(status)))
+
+    async def _reconcile_gpu_class(self, key: Key) -> Reconciliation:
+        snapshot = await self._cluster.observe(key)
+        gpu_class = snapshot.gpu_classes.get(key.name)
+        if gpu_class is None or gpu_class.metadata.deletion_timestamp:
+            return Reconciliation(Result.GONE)
+        plan = planning.plan_gpu_class(gpu_class, snapshot)
+        status = reporting.plan_gpu_class_status(plan, gpu_class.status, self._now())
+        return _conclude(Applied(), await self._cluster.report(key, reporting.status_document(status)))
+
+    def _now(self) -> str:
+        return self._wall_clock().astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _texts(applied: Applied) -> tuple[str, ...]:
+    return tuple(f"{name}: {problem}" for name, problem in sorted(applied.problems.items()))
+
+
+def _conclude(applied: Applied, reported: bool) -> Reconciliation:
+    if applied.problems:
+        result = Result.PROBLEMS
+    else:
+        result = Result.CHANGED if applied.written or applied.pruned or reported else Result.UNCHANGED
+    return Reconciliation(result, applied, reported)
+
+
+Observe = Callable[[Key, Result, float], None]
+"""Called after every reconcile with key, result and seconds."""
+
+
+class Workers:
+    """Takes keys from the queue and reconciles them; run `work` in as many tasks as should work at once."""
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        queue: AsyncKeyedQueue[Key],
+        *,
+        may_work: Callable[[], Awaitable[None]],
+        clock: Callable[[], float],
+        observe: Observe,
+        problem_retry_s: float = 60.0,
+    ) -> None:
+        self._reconciler = reconciler
+        self._queue = queue
+        self._may_work = may_work
+        self._clock = clock
+        self._observe = observe
+        self._problem_retry_s = problem_retry_s
+
+    async def work(self) -> None:
+        """Work until the queue closes. A standby waits for the lease before it takes a key."""
+        while True:
+            try:
+                await self._may_work()
+                key = await self._queue.take()
+            except QueueClosed:
+                return
+            await self._run_one(key)
+
+    async def _run_one(self, key: Key) -> None:
+        started = self._clock()
+        settled = False
+        try:
+            result = await self._attempt(key)
+            settled = True
+        finally:
+            if not settled:  # cancelled: the key must not stay busy for ever
+                self._queue.retry(key)
+        self._observe(key, result, self._clock() - started)
+
+    async def _attempt(self, key: Key) -> Result:
+        try:
+            done = await self._reconciler.reconcile(key)
+        except errors.RetryLater as exc:
+            delay = self._queue.retry(key, exc.after_s)
+            log.info("Retrying later. key=%s in_s=%.1f reason=%s", key, delay, exc)
+            return Result.RETRY
+        except errors.InvalidInput as exc:
+            self._queue.done(key)
+            log.warning("Not readable; waiting for a change. key=%s problem=%s", key, exc.problems[0])
+            return Result.INVALID
+        except errors.WindlassError as exc:
+            delay = self._queue.retry(key)
+            log.warning("Reconcile failed. key=%s in_s=%.1f error=%s", key, delay, exc)
+            return Result.FAILED
+        except Exception:
+            # The main loop: a bug met by one object must not stop the reconciling of all the others.
+            delay = self._queue.retry(key)
+            log.exception("Reconcile failed by a bug. key=%s in_s=%.1f", key, delay)
+            return Result.FAILED
+        self._finish(key, done)
+        return done.result
+
+    def _finish(self, key: Key, done: Reconciliation) -> None:
+        self._queue.done(key)
+        if done.result is Result.GONE:
+            self._queue.forget(key)
+        if done.result is Result.PROBLEMS:
+            self._queue.add(key, self._problem_retry_s)
+        if done.result in (Result.CHANGED, Result.PROBLEMS):
+            log.info(
+                "Reconciled. key=%s written=%s pruned=%s problems=%s status=%s",
+                key,
+                ",".join(done.applied.written) or "-",
+                ",".join(done.applied.pruned) or "-",
+                "; ".join(_texts(done.applied)) or "-",
+                "written" if done.reported else "same",
+            )

@@ -1,0 +1,116 @@
+"""Which keys to reconcile after a change: the object itself, and the others whose plan reads it. Pure.
+
+Cheap enough to be generous: the queue keeps one entry per key, and a reconcile that changes nothing writes nothing.
+What must not happen is a ring: objects that only report (a service's status) wake nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from windlass_operator.api.v1alpha1.gpu_class import GPUClass
+from windlass_operator.api.v1alpha1.inference_service import InferenceService
+from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain.snapshot import Key, Node, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What other objects see of one; two equal claims need to wake nobody else."""
+
+    exists: bool
+    generation: int = 0
+    gpu_class: str = ""
+    devices: int = 0
+
+
+def claim_of(key: Key, snapshot: Snapshot) -> Claim:
+    """Return what others see of `key`."""
+    if key.kind == "InferenceService":
+        service, workload = snapshot.services.get(key), snapshot.workloads.get(key)
+        held = (workload.gpu_class, workload.devices) if workload else ("", 0)
+        return Claim(service is not None, service.metadata.generation if service else 0, *held)
+    if key.kind == "Tenant":
+        tenant = snapshot.tenants.get(key.name)
+        return Claim(tenant is not None, tenant.metadata.generation if tenant else 0)
+    gpu_class = snapshot.gpu_classes.get(key.name)
+    return Claim(gpu_class is not None, gpu_class.metadata.generation if gpu_class else 0)
+
+
+def keys_to_wake(key: Key, before: Snapshot, after: Snapshot) -> frozenset[Key]:
+    """Return every key whose plan may come out differently now. `before`: the picture of the last call."""
+    if key.kind == "Node":
+        return frozenset(_wake_for_node(before, after, key.name))
+    if claim_of(key, before) == claim_of(key, after):
+        return frozenset({key})
+    return frozenset({key, *(other for picture in (before, after) for other in _dependents(key, picture))})
+
+
+def _dependents(key: Key, snapshot: Snapshot) -> Iterator[Key]:
+    if key.kind == "InferenceService":
+        yield from _wake_for_service(key, snapshot)
+    elif key.kind == "Tenant" and key.name in snapshot.tenants:
+        yield from _wake_for_tenant(snapshot.tenants[key.name], snapshot)
+    elif key.kind == "GPUClass":
+        yield from _wake_for_gpu_class(key.name, snapshot)
+
+
+def _wake_for_service(key: Key, snapshot: Snapshot) -> Iterator[Key]:
+    """Its tenant counts it, the classes it uses count its devices, and its neighbours share its tenant's quota."""
+    classes = _classes(snapshot.services.get(key))
+    workload = snapshot.workloads.get(key)
+    if workload is not None and workload.gpu_class:
+        classes |= {workload.gpu_class}
+    yield from (Key("GPUClass", "", name) for name in classes)
+    for tenant in snapshot.tenants.values():
+        if key.namespace in tenant.spec.namespaces:
+            yield _tenant_key(tenant)
+            if classes:
+                yield from _services_of(tenant, snapshot, with_gpu=True)
+
+
+def _wake_for_tenant(tenant: Tenant, snapshot: Snapshot) -> Iterator[Key]:
+    """Its services, and tenants that claim one of its namespaces too."""
+    yield from _services_of(tenant, snapshot, with_gpu=False)
+    claimed = set(tenant.spec.namespaces)
+    yield from (_tenant_key(other) for other in snapshot.tenants.values() if claimed & set(other.spec.namespaces))
+
+
+def _wake_for_gpu_class(name: str, snapshot: Snapshot) -> Iterator[Key]:
+    """Services that name the class, and tenants whose quota does."""
+    yield from (key for key, service in snapshot.services.items() if name in _classes(service))
+    for tenant in snapshot.tenants.values():
+        if any(quota.name == name for quota in tenant.spec.quota.gpus):
+            yield _tenant_key(tenant)
+
+
+def _wake_for_node(before: Snapshot, after: Snapshot, name: str) -> Iterator[Key]:
+    """The classes that the node belongs or belonged to, and the services that name them."""
+    for picture in (before, after):
+        node = (picture.nodes or {}).get(name)
+        for gpu_class in after.gpu_classes.values():
+            if node is not None and _selects(gpu_class, node):
+                yield Key("GPUClass", "", gpu_class.metadata.name)
+                yield from _wake_for_gpu_class(gpu_class.metadata.name, after)
+
+
+def _classes(service: InferenceService | None) -> frozenset[str]:
+    return (
+        frozenset(service.spec.accelerator.classes) if service is not None and service.spec.accelerator else frozenset()
+    )
+
+
+def _services_of(tenant: Tenant, snapshot: Snapshot, with_gpu: bool) -> Iterator[Key]:
+    namespaces = set(tenant.spec.namespaces)
+    for key, service in snapshot.services.items():
+        if key.namespace in namespaces and (service.spec.accelerator is not None or not with_gpu):
+            yield key
+
+
+def _selects(gpu_class: GPUClass, node: Node) -> bool:
+    return gpu_class.spec.node_selector.items() <= node.labels.items()
+
+
+def _tenant_key(tenant: Tenant) -> Key:
+    return Key("Tenant", "", tenant.metadata.name)

@@ -1,0 +1,108 @@
+"""kopf as the watch engine and nothing else: its handlers only pass raw events on.
+
+No create, update or delete handlers, no timers, no daemons: those would put kopf's annotations and finalizers on the
+users' objects, make Argo CD see drift, and freeze deletion while the operator is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import kopf
+
+from windlass_operator.cluster.kubernetes_access import Access, AccessLoader
+from windlass_operator.cluster.kubernetes_kinds import WATCHED, ApiKind, selector_of
+from windlass_operator.settings import OperatorSettings
+
+Absorb = Callable[[str | None, Mapping[str, Any]], None]
+"""Takes an event type (None for the first listing) and the object."""
+
+WORKER_IDLE_S = 0.05
+"""How long kopf keeps the worker of a quiet object. Idle workers count against the limit below: with kopf's 5 s, 64
+workers would take in no more than 13 objects per second of a first listing."""
+WORKER_LIMIT = 64
+
+
+def build_registry(absorb: Absorb, load_access: AccessLoader) -> kopf.OperatorRegistry:
+    """Return a registry of event handlers for every watched kind, and the login."""
+    registry = kopf.OperatorRegistry()
+
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return connection_of(await load_access())
+
+    async def take(event: Mapping[str, Any], **_: Any) -> None:
+        absorb(event["type"], event["object"])
+
+    kopf.on.login(registry=registry)(login)
+    for kind in WATCHED:
+        kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=f"watch-{kind.plural}")(take)
+    return registry
+
+
+def build_settings(settings: OperatorSettings) -> kopf.OperatorSettings:
+    """Return kopf's settings, every one we rely on set explicitly."""
+    result = kopf.OperatorSettings()
+    result.posting.enabled = False
+    result.scanning.disabled = True
+    result.peering.standalone = True
+    result.networking.request_timeout = settings.request_timeout_s
+    result.networking.connect_timeout = min(10.0, settings.request_timeout_s)
+    result.watching.server_timeout = settings.watch_timeout_s
+    result.watching.connect_timeout = min(10.0, settings.request_timeout_s)
+    result.watching.chunk_size = settings.page_size
+    result.queueing.worker_limit = WORKER_LIMIT
+    result.queueing.idle_timeout = WORKER_IDLE_S
+    for kind in WATCHED:
+        selector = selector_of(kind.kind)
+        if selector:
+            result.watching.label_selectors[kind.group, kind.version, kind.plural] = selector
+    return result
+
+
+def connection_of(access: Access) -> kopf.ConnectionInfo:
+    """Translate our access into kopf's."""
+    scheme, _, credentials = access.authorization.partition(" ")
+    return kopf.ConnectionInfo(
+        server=access.server,
+        ca_path=access.ca_file or None,
+        insecure=not access.verify,
+        scheme=scheme or None,
+        token=credentials or None,
+        certificate_path=access.cert_file or None,
+        private_key_path=access.key_file or None,
+        proxy_url=access.proxy or None,
+    )
+
+
+async def watch(
+    registry: kopf.OperatorRegistry,
+    settings: kopf.OperatorSettings,
+    *,
+    namespaces: Sequence[str],
+    stop: asyncio.Event,
+    take_signals: Callable[[], None],
+    ignored: Collection[asyncio.Task[Any]],
+) -> None:
+    """Watch until `stop` is set; kopf's own failures end it early.
+
+    `take_signals` is called once kopf has installed its signal handlers, to install ours instead: on SIGTERM running
+    reconciles are finished first. `ignored` are tasks that kopf must not cancel when it ends.
+    """
+    tasks = await kopf.spawn_tasks(
+        registry=registry,
+        settings=settings,
+        standalone=True,
+        clusterwide=not namespaces,
+        namespaces=tuple(namespaces),
+        stop_flag=stop,
+    )
+    take_signals()
+    await kopf.run_tasks(tasks, ignored=ignored)
+
+
+def served_kinds(registry: kopf.OperatorRegistry) -> tuple[ApiKind, ...]:
+    """Return the kinds the registry has event handlers for."""
+    handled = {handler.id for handler in registry._watching.get_all_handlers()}
+    return tuple(kind for kind in WATCHED if f"watch-{kind.plural}" in handled)

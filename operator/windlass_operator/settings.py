@@ -1,0 +1,226 @@
+"""The operator's own settings: read once at start from WINDLASS_* variables and flags, then passed down by argument.
+
+Every field of OperatorSettings is one variable: `worker_count` is WINDLASS_WORKER_COUNT. A key nobody knows and a value
+out of range stop the start; both would otherwise be found out in the middle of an incident.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from windlass_operator.api.meta import DNS_LABEL, QUANTITY
+from windlass_operator.domain.fleet import FleetSettings, Platform
+from windlass_operator.errors import SettingsError
+
+PREFIX: Final = "WINDLASS_"
+FLEET_PREFIX: Final = "WINDLASS_FLEET_"
+"""Fields of FleetSettings: `runtime_image` is WINDLASS_FLEET_RUNTIME_IMAGE."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSettings:
+    """Defaults equal the chart's values."""
+
+    kubeconfig: str = ""
+    """Path of a kubeconfig. Empty: the pod's service account, else the default kubeconfig."""
+    namespaces: tuple[str, ...] = ()
+    """Namespaces to serve, comma-separated. Empty: all of them."""
+    lease_namespace: str = "windlass-system"
+    """Namespace of the leader election's Lease; the operator's own."""
+    lease_name: str = "windlass-operator"
+    """Name of the Lease."""
+    lease_duration_s: float = 15.0
+    """Seconds after which a silent leader is replaced. 5 to 300."""
+    lease_renew_s: float = 10.0
+    """Seconds without renewal after which a leader stops writing. 2 to 250, below lease_duration_s."""
+    lease_retry_s: float = 2.0
+    """Seconds between two looks at the lease. 0.2 to 60, below lease_renew_s."""
+    probe_host: str = "0.0.0.0"
+    """Address of the server for /healthz, /readyz and /metrics."""
+    probe_port: int = 8080
+    """Port of that server; 0 picks a free one. 0 to 65535."""
+    worker_count: int = 8
+    """Reconciles that run at once. 1 to 64."""
+    reconciles_per_s: float = 100.0
+    """Reconciles that may start per second in the long run. 0.1 to 10000."""
+    reconcile_burst: int = 200
+    """Reconciles that may start at once after a quiet time. 1 to 100000."""
+    backoff_first_s: float = 0.5
+    """Seconds before the first retry of a failing object; doubles per failure. 0.01 to 60."""
+    backoff_longest_s: float = 300.0
+    """Longest wait between retries, in seconds. 1 to 3600."""
+    resync_interval_s: float = 600.0
+    """Seconds in which every object is reconciled at least once, spread evenly. 10 to 86400."""
+    audit_interval_s: float = 140.0
+    """Seconds between two comparisons of the watches with lists. 5 to 3600."""
+    stuck_after_s: float = 300.0
+    """Seconds the oldest due object may wait before the liveness probe fails. 10 to 3600."""
+    request_timeout_s: float = 45.0
+    """Longest time of one API request, in seconds. 1 to 300."""
+    watch_timeout_s: int = 300
+    """Seconds after which the server ends a watch, so that it is made anew. 30 to 3600."""
+    page_size: int = 500
+    """Objects per page of a listing. 10 to 10000."""
+    drain_timeout_s: float = 20.0
+    """Seconds to finish running reconciles after SIGTERM; below terminationGracePeriodSeconds (30 in the chart). 0 to
+    300.
+    """
+    log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
+    fleet: FleetSettings = field(default_factory=FleetSettings)
+    """Defaults of everything that is rendered; each field has its own variable with the prefix WINDLASS_FLEET_."""
+
+
+RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    "lease_duration_s": (5, 300),
+    "lease_renew_s": (2, 250),
+    "lease_retry_s": (0.2, 60),
+    "probe_port": (0, 65535),
+    "worker_count": (1, 64),
+    "reconciles_per_s": (0.1, 10_000),
+    "reconcile_burst": (1, 100_000),
+    "backoff_first_s": (0.01, 60),
+    "backoff_longest_s": (1, 3600),
+    "resync_interval_s": (10, 86_400),
+    "audit_interval_s": (5, 3600),
+    "stuck_after_s": (10, 3600),
+    "request_timeout_s": (1, 300),
+    "watch_timeout_s": (30, 3600),
+    "page_size": (10, 10_000),
+    "drain_timeout_s": (0, 300),
+    "fleet.realtime_priority": (-1_000_000_000, 1_000_000_000),
+    "fleet.standard_priority": (-1_000_000_000, 1_000_000_000),
+    "fleet.batch_priority": (-1_000_000_000, 1_000_000_000),
+    "fleet.startup_timeout_s": (30, 86_400),
+}
+PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
+    "lease_namespace": (DNS_LABEL, "a namespace name"),
+    "lease_name": (DNS_LABEL, "a DNS label"),
+    "log_level": (r"^(DEBUG|INFO|WARNING|ERROR)$", "DEBUG, INFO, WARNING or ERROR"),
+    "fleet.runtime_image": (r"^[^\s]+$", "an image reference"),
+    "fleet.gateway_namespace": (DNS_LABEL, "a namespace name"),
+    "fleet.metrics_namespace": (DNS_LABEL, "a namespace name"),
+    "fleet.dns_namespace": (DNS_LABEL, "a namespace name"),
+    "fleet.cluster_domain": (r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "a DNS domain"),
+    "fleet.default_cpu": (QUANTITY, "a quantity such as 500m"),
+    "fleet.default_memory": (QUANTITY, "a quantity such as 4Gi"),
+    "fleet.default_memory_limit": (QUANTITY, "a quantity such as 16Gi"),
+    "fleet.scratch_limit": (QUANTITY, "a quantity such as 2Gi"),
+    "fleet.model_cache_limit": (QUANTITY, "a quantity such as 200Gi"),
+}
+SERVICE_LINK: Final = re.compile(
+    r"_SERVICE_(HOST|PORT)(_[A-Z0-9_]+)?$|_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
+)
+"""Variables that Kubernetes sets for Services of the pod's namespace: a Service `windlass-gateway` makes
+WINDLASS_GATEWAY_PORT=tcp://10.0.0.7:80 and more. They are not ours to refuse."""
+NOT_FROM_ENVIRONMENT: Final = frozenset({"fleet", "fleet.platform"})
+
+
+def parse_settings(environment: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> OperatorSettings:
+    """Build the settings; `flags` (field name -> text, None where not given) win over the environment.
+
+    Raises SettingsError that lists every wrong key.
+    """
+    texts, problems = _texts(environment)
+    texts.update({name: str(value) for name, value in (flags or {}).items() if value is not None})
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        try:
+            values[name] = _parse_value(name, text)
+        except ValueError as exc:
+            problems.append(f"{variable_of(name)}: expected {exc}, found {text!r}")
+    problems += _order_problems(values)
+    if problems:
+        raise SettingsError("\n".join(problems))
+    fleet = {name.removeprefix("fleet."): value for name, value in values.items() if name.startswith("fleet.")}
+    own = {name: value for name, value in values.items() if "." not in name}
+    return OperatorSettings(**own, fleet=FleetSettings(platform=Platform.KUBERNETES, **fleet))
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of a field; `fleet.x` for fields of FleetSettings."""
+    return FLEET_PREFIX + name.removeprefix("fleet.").upper() if name.startswith("fleet.") else PREFIX + name.upper()
+
+
+def _fields() -> dict[str, dataclasses.Field[Any]]:
+    own = {item.name: item for item in dataclasses.fields(OperatorSettings)}
+    fleet = {f"fleet.{item.name}": item for item in dataclasses.fields(FleetSettings)}
+    return {name: item for name, item in (own | fleet).items() if name not in NOT_FROM_ENVIRONMENT}
+
+
+def _texts(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    names = {variable_of(name): name for name in _fields()}
+    texts: dict[str, str] = {}
+    problems: list[str] = []
+    for variable, text in sorted(environment.items()):
+        if variable in names:
+            texts[names[variable]] = text
+        elif variable.startswith(PREFIX) and not _is_service_link(variable, text):
+            problems.append(
+                f"{variable}: expected one of the operator's settings, found an unknown key{_hint(variable, names)}"
+            )
+    return texts, problems
+
+
+def _is_service_link(variable: str, text: str) -> bool:
+    if not SERVICE_LINK.search(variable):
+        return False
+    return "_SERVICE_" in variable or bool(re.search(r"_PORT_[0-9]+_", variable)) or "://" in text
+
+
+def _hint(variable: str, names: Mapping[str, str]) -> str:
+    close = difflib.get_close_matches(variable, names, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _parse_value(name: str, text: str) -> Any:
+    """Return the value of one field. Raises ValueError whose message is what was expected."""
+    if name == "namespaces":
+        return _parse_namespaces(text)
+    kind = str(_fields()[name].type)
+    if name in RANGES:
+        return _parse_number(name, text, whole=kind == "int")
+    pattern, meaning = PATTERNS.get(name, ("", ""))
+    if pattern and not re.fullmatch(pattern, text):
+        raise ValueError(meaning)
+    return text
+
+
+def _parse_number(name: str, text: str, whole: bool) -> float | int:
+    low, high = RANGES[name]
+    expected = f"{'a whole number' if whole else 'a number'} from {low:g} to {high:g}"
+    convert: Callable[[str], float | int] = int if whole else float
+    try:
+        value = convert(text)
+    except ValueError:
+        raise ValueError(expected) from None
+    if not low <= value <= high:  # NaN fails too
+        raise ValueError(expected)
+    return value
+
+
+def _parse_namespaces(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    wrong = [name for name in names if not re.fullmatch(DNS_LABEL, name) or len(name) > 63]
+    if wrong:
+        raise ValueError("namespace names separated by commas")
+    return names
+
+
+def _order_problems(values: Mapping[str, Any]) -> list[str]:
+    defaults = OperatorSettings()
+    times = [
+        (name, values.get(name, getattr(defaults, name)))
+        for name in ("lease_retry_s", "lease_renew_s", "lease_duration_s")
+    ]
+    return [
+        f"{variable_of(short)}: expected less than {variable_of(long)} ({long_s:g}), found {short_s:g}"
+        for (short, short_s), (long, long_s) in itertools.pairwise(times)
+        if short_s >= long_s
+    ]
