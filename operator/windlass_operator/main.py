@@ -1,6 +1,7 @@
 """The `windlass` command: a table of sub-commands, loaded on use, and one place that turns errors into exit codes.
 
-Loading on use keeps `windlass validate` free of kopf and of the Kubernetes client, and lets one broken sub-command leave the others usable.
+Loading on use keeps `windlass validate` free of kopf and of the Kubernetes client, and one missing sub-command leaves
+the others usable.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "operator": ("windlass_operator.cli.operator:operator", "The control plane itself."),
     "generate": ("windlass_operator.cli.generate:generate", "Write CRDs and reference docs from the API types."),
 }
-"""Name -> (where it lies, one line for the overview). The line is here so that `windlass --help` imports no sub-command."""
+"""Name -> (where it lies, one line for the overview). The line is here so that `--help` imports no sub-command."""
 
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
@@ -51,7 +52,7 @@ def _outline(name: str) -> click.Command:
 
 
 def load_command(name: str) -> click.Command:
-    """Import one sub-command. Raises ClickException when its module, or something the module needs, is not installed."""
+    """Import one sub-command. Raises ClickException when a module is not installed."""
     where, _ = COMMANDS[name]
     module_name, _, attribute = where.partition(":")
     try:
@@ -88,6 +89,6 @@ def run(arguments: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output is gone (`windlass render | head`); silence the flush at interpreter exit too.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return EXIT_FAILED
     return result if isinstance(result, int) else 0

@@ -1,7 +1,9 @@
-"""Compare a JSON value with a structural schema: shapes, bounds, unknown fields and rules, each finding with its path.
+"""Compare a JSON value with a structural schema.
 
-Stricter than the API server in two ways that catch mistakes early: unknown fields are findings (the server drops them) and so is
-null (the server replaces some of them by defaults).
+Shapes, bounds, unknown fields and rules, each finding with its path.
+
+Stricter than the API server in two ways that catch mistakes early: unknown fields are findings (the server drops
+them) and so is null (the server replaces some of them by defaults).
 """
 
 from __future__ import annotations
@@ -23,7 +25,13 @@ Path = tuple[str | int, ...]
 
 _SHOWN: Final = 80
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_TYPE_WORDS: Final = {"object": "a mapping", "array": "a list", "string": "text", "integer": "a whole number", "boolean": "true or false"}
+_TYPE_WORDS: Final = {
+    "object": "a mapping",
+    "array": "a list",
+    "string": "text",
+    "integer": "a whole number",
+    "boolean": "true or false",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +46,9 @@ class Finding:
 def show(value: Any) -> str:
     """Say a JSON value in a few words, on one line, without control characters: input may be hostile to terminals."""
     if isinstance(value, str):
-        shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in value[:_SHOWN + 1])
+        shown = "".join(
+            char if char.isprintable() else char.encode("unicode_escape").decode() for char in value[: _SHOWN + 1]
+        )
         return f'"{shown}"' if len(value) <= _SHOWN else f'"{shown[:_SHOWN]}..." ({len(value)} characters)'
     if value is None:
         return "null"
@@ -74,7 +84,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def check(schema: Mapping[str, Any], value: Any, path: Path = ()) -> list[Finding]:
-    """List everything wrong with `value`: first its shape, then the rules, which see defaults as the API server fills them in."""
+    """List everything wrong with `value`: its shape, then the rules, which see defaults as the API server does."""
     shape = list(check_shape(schema, value, path))
     return shape + list(_check_rules(schema, with_defaults(schema, value), path, shape_is_sound=not shape))
 
@@ -161,7 +171,7 @@ def _matches(pattern: str, value: str) -> bool:
 def _check_array(schema: Mapping[str, Any], value: list[Any], path: Path) -> Iterator[Finding]:
     if _out_of_bounds(schema, len(value), "minItems", "maxItems"):
         yield Finding(path, show(value), _bounds(schema, "minItems", "maxItems", "a list", " items"))
-    for index, item in enumerate(value[:schema.get("maxItems", len(value))]):
+    for index, item in enumerate(value[: schema.get("maxItems", len(value))]):
         yield from check_shape(schema["items"], item, (*path, index))
     yield from _check_duplicates(schema, value, path)
 
@@ -182,7 +192,9 @@ def _check_duplicates(schema: Mapping[str, Any], value: list[Any], path: Path) -
 
 def _check_object(schema: Mapping[str, Any], value: dict[str, Any], path: Path) -> Iterator[Finding]:
     if _out_of_bounds(schema, len(value), "minProperties", "maxProperties"):
-        yield Finding(path, f"{len(value)} entries", _bounds(schema, "minProperties", "maxProperties", "a mapping", " entries"))
+        yield Finding(
+            path, f"{len(value)} entries", _bounds(schema, "minProperties", "maxProperties", "a mapping", " entries")
+        )
     if "additionalProperties" in schema:
         for name, item in value.items():
             yield from check_shape(schema["additionalProperties"], item, (*path, name))
@@ -197,11 +209,17 @@ def _check_object(schema: Mapping[str, Any], value: dict[str, Any], path: Path) 
         if name in known:
             yield from check_shape(known[name], item, (*path, name))
         else:
-            yield Finding((*path, name), "an unknown field" + did_you_mean(name, known), "one of the fields " + ", ".join(known))
+            yield Finding(
+                (*path, name), "an unknown field" + did_you_mean(name, known), "one of the fields " + ", ".join(known)
+            )
 
 
 _CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any], Any, Path], Iterator[Finding]]]] = {
-    "integer": _check_integer, "boolean": _check_boolean, "string": _check_string, "array": _check_array, "object": _check_object,
+    "integer": _check_integer,
+    "boolean": _check_boolean,
+    "string": _check_string,
+    "array": _check_array,
+    "object": _check_object,
 }
 
 
@@ -209,7 +227,9 @@ def _check_rules(schema: Mapping[str, Any], value: Any, path: Path, shape_is_sou
     try:
         for entry, words in broken_rules(schema, value):
             field = tuple(entry.get("fieldPath", "").split(".")[1:])
-            yield Finding(path + field, words or show(_value_at(value, field)), entry["message"].removeprefix("expected "))
+            yield Finding(
+                path + field, words or show(_value_at(value, field)), entry["message"].removeprefix("expected ")
+            )
     except RuleError as exc:
         # On a value of the wrong shape a rule may fail to run; the finding about the shape says what to mend.
         if shape_is_sound:
@@ -231,5 +251,5 @@ def _children(schema: Mapping[str, Any], value: Any) -> Iterator[tuple[str | int
             if below:
                 yield name, below, child
     elif isinstance(value, list) and "items" in schema:
-        for index, child in enumerate(value[:schema.get("maxItems", len(value))]):
+        for index, child in enumerate(value[: schema.get("maxItems", len(value))]):
             yield index, schema["items"], child

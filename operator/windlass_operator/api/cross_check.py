@@ -1,5 +1,6 @@
-"""What one document cannot show: contradictions between the objects of the same files. Errors where two objects claim one thing,
-warnings where a reference has no target among files that hold that side.
+"""What one document cannot show: contradictions between the objects of the same files.
+
+Errors where two objects claim one thing, warnings where a reference has no target among files that hold that side.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ def cross_check(loaded: Loaded) -> Loaded:
     return replace(
         loaded,
         problems=(*loaded.problems, *_namespaces_with_two_owners(loaded)),
-        warnings=(*loaded.warnings, *_unknown_classes(loaded), *_services_against_tenants(loaded)))
+        warnings=(*loaded.warnings, *_unknown_classes(loaded), *_services_against_tenants(loaded)),
+    )
 
 
 def _problem(loaded: Loaded, item: InferenceService | Tenant, path: str, found: str, expected: str) -> Problem:
     source, metadata = loaded.source_of(item), item.metadata
     name = f"{metadata.namespace}/{metadata.name}" if metadata.namespace else metadata.name
-    return Problem(path, found, expected, source.file, source.lines.get(path, source.line), f"{type(item).__name__} {name}")
+    return Problem(
+        path, found, expected, source.file, source.lines.get(path, source.line), f"{type(item).__name__} {name}"
+    )
 
 
 def _namespaces_with_two_owners(loaded: Loaded) -> Iterator[Problem]:
@@ -34,8 +38,13 @@ def _namespaces_with_two_owners(loaded: Loaded) -> Iterator[Problem]:
         for index, namespace in enumerate(tenant.spec.namespaces):
             owner = owners.setdefault(namespace, tenant.metadata.name)
             if owner != tenant.metadata.name:
-                yield _problem(loaded, tenant, f"spec.namespaces[{index}]", f"{show(namespace)}, which belongs to Tenant {owner}",
-                               "a namespace of no other tenant")
+                yield _problem(
+                    loaded,
+                    tenant,
+                    f"spec.namespaces[{index}]",
+                    f"{show(namespace)}, which belongs to Tenant {owner}",
+                    "a namespace of no other tenant",
+                )
 
 
 def _unknown_classes(loaded: Loaded) -> Iterator[Problem]:
@@ -60,9 +69,19 @@ def _services_against_tenants(loaded: Loaded) -> Iterator[Problem]:
     for service in loaded.services if owners else ():
         tenant = owners.get(service.metadata.namespace)
         if tenant is None:
-            yield _problem(loaded, service, "metadata.namespace", show(service.metadata.namespace) + ", which no tenant owns",
-                           "a namespace of a Tenant of these files")
+            yield _problem(
+                loaded,
+                service,
+                "metadata.namespace",
+                show(service.metadata.namespace) + ", which no tenant owns",
+                "a namespace of a Tenant of these files",
+            )
         elif service.spec.tier not in tenant.spec.allowed_tiers:
             allowed = ", ".join(tenant.spec.allowed_tiers)
-            yield _problem(loaded, service, "spec.tier", str(service.spec.tier),
-                           f"a tier that Tenant {tenant.metadata.name} allows: {allowed}")
+            yield _problem(
+                loaded,
+                service,
+                "spec.tier",
+                str(service.spec.tier),
+                f"a tier that Tenant {tenant.metadata.name} allows: {allowed}",
+            )

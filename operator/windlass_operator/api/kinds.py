@@ -1,4 +1,7 @@
-"""The kinds of the group: their names, scope, columns and subresources. Read by the generator, the loader and the reference docs."""
+"""The kinds of the group: names, scope, columns, subresources.
+
+Read by the generator, the loader and the reference docs.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +53,16 @@ REASON: Final = Column("Reason", _condition("reason"), "Why it is ready or not, 
 AGE: Final = Column("Age", ".metadata.creationTimestamp", "Time since creation.", type="date")
 
 INFERENCE_SERVICE: Final = Kind(
-    name="InferenceService", plural="inferenceservices", model=InferenceService,
-    short_names=("infsvc",),                      # isvc belongs to another project's kind of this name
-    namespaced=True, scalable=True, example="quickstart/storyteller.yaml",
+    name="InferenceService",
+    plural="inferenceservices",
+    model=InferenceService,
+    short_names=("infsvc",),  # isvc belongs to another project's kind of this name
+    namespaced=True,
+    scalable=True,
+    example="quickstart/storyteller.yaml",
     columns=(
-        READY, REASON,
+        READY,
+        REASON,
         Column("Replicas", ".status.replicas", "Pods that exist.", type="integer"),
         Column("GPU", ".status.acceleratorClass", "GPUClass in use; empty on CPUs."),
         Column("URL", ".status.address.url", "Where clients reach it."),
@@ -64,21 +72,34 @@ INFERENCE_SERVICE: Final = Kind(
         Column("Precision", ".spec.precision.preset", "Number format asked for.", wide=True),
         Column("Tenant", ".status.tenant", "Who owns the namespace.", wide=True),
         Column("Model", ".spec.model.uri", "Where the checkpoint lies.", wide=True),
-    ))
+    ),
+)
 TENANT: Final = Kind(
-    name="Tenant", plural="tenants", model=Tenant, short_names=("wtenant",), namespaced=False, example="quickstart/tenant.yaml",
+    name="Tenant",
+    plural="tenants",
+    model=Tenant,
+    short_names=("wtenant",),
+    namespaced=False,
+    example="quickstart/tenant.yaml",
     columns=(
-        READY, REASON,
+        READY,
+        REASON,
         Column("Services", ".status.services", "InferenceServices in its namespaces.", type="integer"),
         Column("Isolation", ".spec.isolation", "Who may connect to its pods."),
         AGE,
         Column("Namespaces", ".spec.namespaces", "Namespaces it owns.", wide=True),
-    ))
+    ),
+)
 GPU_CLASS: Final = Kind(
-    name="GPUClass", plural="gpuclasses", model=GPUClass, short_names=("gpuc",), namespaced=False,
+    name="GPUClass",
+    plural="gpuclasses",
+    model=GPUClass,
+    short_names=("gpuc",),
+    namespaced=False,
     example="fleet/gpu-classes.yaml",
     columns=(
-        READY, REASON,
+        READY,
+        REASON,
         Column("Nodes", ".status.nodes", "Nodes that match.", type="integer"),
         Column("GPUs", ".status.gpus", "Devices on those nodes.", type="integer"),
         Column("Allocated", ".status.allocated", "Devices held by pods.", type="integer"),
@@ -86,7 +107,8 @@ GPU_CLASS: Final = Kind(
         AGE,
         Column("Capability", ".spec.computeCapability", "CUDA compute capability.", wide=True),
         Column("Resource", ".spec.resourceName", "Extended resource it asks for.", wide=True),
-    ))
+    ),
+)
 
 KINDS: Final[tuple[Kind, ...]] = (INFERENCE_SERVICE, TENANT, GPU_CLASS)
 KIND_BY_NAME: Final = {kind.name: kind for kind in KINDS}

@@ -1,13 +1,14 @@
 """Read files into frozen objects, with every problem of every document. Shared by validate, render, explain and up.
 
-Nothing here raises on content: what cannot be used becomes a Problem that names file, line, object, field, finding and expectation.
+Nothing here raises on content: what cannot be used becomes a Problem that names file, line, object, field, finding
+and expectation.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -58,7 +59,10 @@ class _Reading:
             services=tuple(item for item in kept if isinstance(item, InferenceService)),
             tenants=tuple(item for item in kept if isinstance(item, Tenant)),
             gpu_classes=tuple(item for item in kept if isinstance(item, GPUClass)),
-            foreign=tuple(self.foreign), problems=tuple(self.problems), sources=self.sources)
+            foreign=tuple(self.foreign),
+            problems=tuple(self.problems),
+            sources=self.sources,
+        )
 
     def read(self, path: str) -> None:
         if path == STDIN:
@@ -78,7 +82,7 @@ class _Reading:
     def _read_file(self, file: str) -> None:
         real = os.path.realpath(file)
         if real in self.files:
-            return          # named twice, or inside a folder that is named too
+            return  # named twice, or inside a folder that is named too
         self.files.add(real)
         try:
             with open(file, "rb") as stream:
@@ -107,7 +111,8 @@ class _Reading:
             subject = _subject_of(document)
             self.problems += [
                 Problem(path="", found=item.found, expected=item.expected, source=name, line=item.line, subject=subject)
-                for item in document.troubles]
+                for item in document.troubles
+            ]
             if document.root is not None:
                 self._read_document(name, document.root, sound=not document.troubles)
         if not found_any:
@@ -142,11 +147,21 @@ class _Reading:
             self.problems.append(Problem("metadata.name", found, "each object once", source.file, source.line, subject))
             return
         try:
-            parsed = kind.model.model_validate({**value, "metadata": {**metadata, "namespace": namespace}, "status": {}})
+            parsed = kind.model.model_validate(
+                {**value, "metadata": {**metadata, "namespace": namespace}, "status": {}}
+            )
         except pydantic.ValidationError as exc:
             self.problems += [
-                Problem(".".join(map(str, error["loc"])), show(error.get("input")), error["msg"], source.file, source.line, subject)
-                for error in exc.errors()]
+                Problem(
+                    ".".join(map(str, error["loc"])),
+                    show(error.get("input")),
+                    error["msg"],
+                    source.file,
+                    source.line,
+                    subject,
+                )
+                for error in exc.errors()
+            ]
             return
         self.objects[identity] = parsed
         self.sources[identity] = source
@@ -162,20 +177,30 @@ def identify(value: Any) -> tuple[Kind | None, list[Finding]]:
     api_version, kind_name = value.get("apiVersion"), value.get("kind")
     findings = [
         Finding((key,), "nothing" if value.get(key) is None else show(value[key]), expected)
-        for key, expected in (("apiVersion", f'text such as "{API_VERSION}"'), ("kind", "text such as " + " or ".join(KIND_BY_NAME)))
-        if not isinstance(value.get(key), str) or not value[key]]
+        for key, expected in (
+            ("apiVersion", f'text such as "{API_VERSION}"'),
+            ("kind", "text such as " + " or ".join(KIND_BY_NAME)),
+        )
+        if not isinstance(value.get(key), str) or not value[key]
+    ]
     if findings:
         return (KIND_BY_NAME.get(kind_name) if isinstance(kind_name, str) else None), findings
     assert isinstance(api_version, str)
     assert isinstance(kind_name, str)
     kind = KIND_BY_NAME.get(kind_name)
-    group, _, version = api_version.rpartition("/")
+    group, _, _version = api_version.rpartition("/")
     if group == GROUP or did_you_mean(group, [GROUP]) or (kind is not None and not group):
         if api_version != API_VERSION:
             hint = f" (the only version of {GROUP} is {VERSION})" if group == GROUP else did_you_mean(group, [GROUP])
             findings.append(Finding(("apiVersion",), show(api_version) + hint, API_VERSION))
         if kind is None:
-            findings.append(Finding(("kind",), show(kind_name) + did_you_mean(kind_name, KIND_BY_NAME), "one of " + ", ".join(KIND_BY_NAME)))
+            findings.append(
+                Finding(
+                    ("kind",),
+                    show(kind_name) + did_you_mean(kind_name, KIND_BY_NAME),
+                    "one of " + ", ".join(KIND_BY_NAME),
+                )
+            )
         return kind, findings
     return None, findings
 
@@ -186,8 +211,13 @@ def _check_document(kind: Kind, value: dict[str, Any]) -> list[Finding]:
     findings = check(document_schema(kind), desired)
     metadata = value.get("metadata")
     if not kind.namespaced and isinstance(metadata, dict) and "namespace" in metadata:
-        findings.append(Finding(
-            ("metadata", "namespace"), show(metadata["namespace"]), f"no namespace, because {kind.name} is cluster-scoped"))
+        findings.append(
+            Finding(
+                ("metadata", "namespace"),
+                show(metadata["namespace"]),
+                f"no namespace, because {kind.name} is cluster-scoped",
+            )
+        )
     # Rules of the root may look at nothing but metadata.name, and CEL allows them no path to it.
     return [replace(finding, path=finding.path or ("metadata", "name")) for finding in findings]
 
@@ -213,7 +243,11 @@ def _lines(root: Node) -> dict[str, int]:
     waiting: list[tuple[FieldPath, Node]] = [((), root)]
     while waiting:
         path, node = waiting.pop()
-        below = node.value.items() if isinstance(node.value, dict) else enumerate(node.value if isinstance(node.value, list) else ())
+        below = (
+            node.value.items()
+            if isinstance(node.value, dict)
+            else enumerate(node.value if isinstance(node.value, list) else ())
+        )
         for step, child in below:
             lines[show_path((*path, step))] = child.line
             waiting.append(((*path, step), child.node if isinstance(child, Entry) else child))
@@ -233,8 +267,14 @@ def _node_at(root: Node, path: FieldPath) -> Node | None:
 
 
 def _to_problem(finding: Finding, root: Node, file: str, subject: str) -> Problem:
-    return Problem(show_path(finding.path), finding.found + _as_written(_node_at(root, finding.path)), finding.expected, file,
-                   _line_of(root, finding.path), subject)
+    return Problem(
+        show_path(finding.path),
+        finding.found + _as_written(_node_at(root, finding.path)),
+        finding.expected,
+        file,
+        _line_of(root, finding.path),
+        subject,
+    )
 
 
 def _as_written(node: Node | None) -> str:

@@ -40,8 +40,7 @@ ByteQuantity = Annotated[str, Field(min_length=1, max_length=32, pattern=BYTES)]
 LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
 LabelValue = Annotated[str, Field(max_length=63, pattern=LABEL_VALUE)]
 
-KEYS_ARE_LABEL_KEYS: Final = rule(
-    f"self.all(key, key.matches('{LABEL_KEY}'))", PATTERN_WORDS[LABEL_KEY])
+KEYS_ARE_LABEL_KEYS: Final = rule(f"self.all(key, key.matches('{LABEL_KEY}'))", PATTERN_WORDS[LABEL_KEY])
 """OpenAPI of the API server knows no pattern for keys, so a rule checks them."""
 
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=32, json_schema_extra=constrained(KEYS_ARE_LABEL_KEYS))]
@@ -71,39 +70,69 @@ class Condition(ApiModel):
     """metav1.Condition. `Ready` is the one positive summary; abnormal-only types are absent while all is well."""
 
     type: Annotated[str, Field(max_length=64, description="Name of the condition, such as Ready.")]
-    status: Annotated[str, Field(
-        pattern=r"^(True|False|Unknown)$", max_length=7, description="True, False or Unknown.",
-    )]
+    status: Annotated[
+        str,
+        Field(
+            pattern=r"^(True|False|Unknown)$",
+            max_length=7,
+            description="True, False or Unknown.",
+        ),
+    ]
     reason: Annotated[str, Field(max_length=128, description="One word for machines.")]
     message: Annotated[str, Field(max_length=2048, description="One sentence for people, naming the next step.")] = ""
     observed_generation: Annotated[int, Field(description="metadata.generation this was computed for.")] = 0
     last_transition_time: Annotated[str, Field(max_length=32, description="When status last changed, RFC 3339.")] = ""
 
 
-Conditions = Annotated[list[Condition], Field(
-    max_length=16, description="What is known about the object.",
-    json_schema_extra=constrained(list_type="map", keys=("type",)),
-)]
+Conditions = Annotated[
+    list[Condition],
+    Field(
+        max_length=16,
+        description="What is known about the object.",
+        json_schema_extra=constrained(list_type="map", keys=("type",)),
+    ),
+]
 
 
 class Toleration(ApiModel):
     """core/v1 Toleration without tolerationSeconds."""
 
-    model_config = ConfigDict(json_schema_extra=constrained(
-        rule("self.operator != 'Exists' || !has(self.value) || self.value == ''",
-             "no value with operator Exists", field=".value"),
-        rule("self.operator != 'Equal' || (has(self.key) && self.key != '')",
-             "a taint key with operator Equal", found="'none'", field=".key"),
-    ))
+    model_config = ConfigDict(
+        json_schema_extra=constrained(
+            rule(
+                "self.operator != 'Exists' || !has(self.value) || self.value == ''",
+                "no value with operator Exists",
+                field=".value",
+            ),
+            rule(
+                "self.operator != 'Equal' || (has(self.key) && self.key != '')",
+                "a taint key with operator Equal",
+                found="'none'",
+                field=".key",
+            ),
+        )
+    )
 
-    key: Annotated[str, Field(
-        max_length=317, description="Taint key; empty with operator Exists matches every key.",
-    )] = ""
-    operator: Annotated[Literal["Equal", "Exists"], Field(description="Equal compares the value, Exists ignores it.")] = "Equal"
+    key: Annotated[
+        str,
+        Field(
+            max_length=317,
+            description="Taint key; empty with operator Exists matches every key.",
+        ),
+    ] = ""
+    operator: Annotated[
+        Literal["Equal", "Exists"],
+        Field(
+            description="Equal compares the value, Exists ignores it.",
+        ),
+    ] = "Equal"
     value: Annotated[str, Field(max_length=63, description="Taint value to match with operator Equal.")] = ""
-    effect: Annotated[Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"], Field(
-        description="Taint effect; empty matches every effect.",
-    )] = ""
+    effect: Annotated[
+        Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"],
+        Field(
+            description="Taint effect; empty matches every effect.",
+        ),
+    ] = ""
 
 
 Tolerations = Annotated[list[Toleration], Field(max_length=16, json_schema_extra=constrained(list_type="atomic"))]

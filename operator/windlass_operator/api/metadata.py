@@ -1,4 +1,7 @@
-"""What a file may say in `metadata`. The API server checks this part itself, so it is in no CRD; `windlass validate` checks it here."""
+"""What a file may say in `metadata`.
+
+The API server knows this part itself, so no CRD has it; `windlass validate` needs it.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,18 @@ METADATA: Final[Schema] = {
         "name": {"type": "string", "minLength": 1, "maxLength": 253},
         "namespace": {"type": "string", "minLength": 1, "maxLength": 63, "pattern": DNS_LABEL},
         "labels": {
-            "type": "object", "additionalProperties": {"type": "string", "maxLength": 63, "pattern": LABEL_VALUE},
-            **constrained(KEYS_ARE_LABEL_KEYS)},
+            "type": "object",
+            "additionalProperties": {"type": "string", "maxLength": 63, "pattern": LABEL_VALUE},
+            **constrained(KEYS_ARE_LABEL_KEYS),
+        },
         "annotations": {"type": "object", "additionalProperties": _TEXT, **constrained(KEYS_ARE_LABEL_KEYS)},
         "finalizers": {"type": "array", "items": _TEXT},
         "ownerReferences": _ANYTHING,
         # Set by the API server; here because exported objects carry them.
         "managedFields": _ANYTHING,
-        **dict.fromkeys(("generateName", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "selfLink"), _TEXT),
+        **dict.fromkeys(
+            ("generateName", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "selfLink"), _TEXT
+        ),
         **dict.fromkeys(("generation", "deletionGracePeriodSeconds"), _NUMBER),
     },
 }

@@ -1,8 +1,8 @@
-"""How a type carries the rules that a plain schema cannot say: CEL for the API server, evaluated offline from the same text.
+"""Rules that a plain schema cannot say: CEL for the API server, evaluated offline from the same text.
 
-Rules stay in the part of CEL that needs no Kubernetes library (`has`, `size`, `matches`, `startsWith`, `all`, `exists_one`), so that an
-evaluator outside the API server agrees with it. One difference is known: `size()` of a string counts bytes here and characters
-there; rules therefore measure only strings that a pattern keeps in ASCII.
+Rules stay in the part of CEL that needs no Kubernetes library (`has`, `size`, `matches`, `startsWith`, `all`,
+`exists_one`), so that an evaluator outside the API server agrees with it. One difference is known: `size()` of a string
+counts bytes here and characters there; rules therefore measure only names, which are ASCII.
 """
 
 from __future__ import annotations

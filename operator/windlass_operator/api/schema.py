@@ -1,8 +1,8 @@
 """From pydantic models to the structural OpenAPI v3 schema of a CustomResourceDefinition.
 
-Structural means here: no references, no alternatives, no null; every node has one type. Defaults live in the schema, so that what
-the API server stores differs from what users wrote only in ways GitOps tools know. Defaults that say nothing (an empty text, list or
-map) are left out: pydantic fills them in, and stored objects stay short.
+Structural means here: no references, no alternatives, no null; every node has one type. Defaults live in the schema, so
+that what the API server stores differs from what users wrote only in ways GitOps tools know. Defaults that say nothing
+(an empty text, list or map) are left out: pydantic fills them in, and stored objects stay short.
 """
 
 from __future__ import annotations
@@ -14,9 +14,21 @@ from typing import Any, Final
 from windlass_operator.api.meta import ApiModel
 from windlass_operator.api.rules import Schema
 
-_KEPT: Final = (
-    "description", "type", "format", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems",
-    "minProperties", "maxProperties", "required",
+_KEPT: Final[tuple[str, ...]] = (
+    "description",
+    "type",
+    "format",
+    "enum",
+    "pattern",
+    "minLength",
+    "maxLength",
+    "minimum",
+    "maximum",
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
+    "required",
 )
 _INT32_MAX: Final = 2**31 - 1
 _INT64_FIELDS: Final = ("observedGeneration",)
@@ -27,8 +39,10 @@ def structural_schema(model: type[ApiModel]) -> Schema:
     """Build the schema of one kind: `spec` and `status` in full, metadata left to the API server."""
     raw = model.model_json_schema(by_alias=True)
     definitions = raw.get("$defs", {})
-    root = _structural({**raw, "properties": {
-        name: node for name, node in raw["properties"].items() if name != "metadata"}}, definitions)
+    root = _structural(
+        {**raw, "properties": {name: node for name, node in raw["properties"].items() if name != "metadata"}},
+        definitions,
+    )
     root["properties"] = {
         "apiVersion": {"type": "string", "description": "Group and version of this form of the object."},
         "kind": {"type": "string", "description": "Kind of the object."},
@@ -41,7 +55,7 @@ def structural_schema(model: type[ApiModel]) -> Schema:
 
 
 def _resolve(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
-    """Replace a reference, and an alternative with null, by what they mean; words at the use win over words at the definition."""
+    """Replace a reference, or an alternative with null, by what it means; words at the use win."""
     resolved = dict(node)
     if "$ref" in resolved:
         target = definitions[resolved.pop("$ref").rpartition("/")[2]]
@@ -54,11 +68,13 @@ def _resolve(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
 
 def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any], list_map_keys: tuple[str, ...] = ()) -> Schema:
     resolved = _resolve(node, definitions)
-    schema = {name: resolved[name] for name in _KEPT if name in resolved}
+    schema: Schema = {name: resolved[name] for name in _KEPT if name in resolved}
     schema |= {name: resolved[name] for name in sorted(resolved) if name.startswith("x-kubernetes-")}
     if "properties" in resolved:
         schema["properties"] = {
-            name: _property(name, child, definitions, name in list_map_keys) for name, child in resolved["properties"].items()}
+            name: _property(name, child, definitions, name in list_map_keys)
+            for name, child in resolved["properties"].items()
+        }
     if "items" in resolved:
         keys = tuple(resolved.get("x-kubernetes-list-map-keys", ()))
         schema["items"] = _structural(resolved["items"], definitions, keys)

@@ -1,7 +1,10 @@
-"""YAML and JSON text as a tree that remembers lines. Safe on hostile text: bounded in depth and in expanded size, plain data only.
+"""YAML and JSON text as a tree that remembers lines. Safe on hostile text.
 
-Built from parser events rather than by `yaml.load`: every value keeps its line, duplicate keys are seen, documents fail one by one,
-and an alias is counted for what it expands to. Scalars resolve as `kubectl` resolves them (YAML 1.1 booleans; dates stay text).
+Bounded in depth and in expanded size, plain data only.
+
+Built from parser events rather than by `yaml.load`: every value keeps its line, duplicate keys are seen, documents
+fail one by one, and an alias is counted for what it expands to. Scalars resolve as `kubectl` resolves them (YAML 1.1
+booleans; dates stay text).
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class Node:
 
     line: int
     size: int
-    value: str | int | float | bool | None | list[Node] | dict[str, Entry]
+    value: str | int | float | bool | list[Node] | dict[str, Entry] | None
     text: str = ""
     """A scalar as written."""
 
@@ -81,7 +84,7 @@ def parse_documents(text: str) -> Iterator[Document]:
 
 
 def _split(text: str) -> Iterator[tuple[int, str]]:
-    """Cut at `---` lines, which end a document wherever they stand, so that one bad document does not hide the others."""
+    """Cut at `---` lines, which end a document wherever they stand: one bad document must not hide the others."""
     lines = text.split("\n")
     starts = [0, *(number for number, line in enumerate(lines) if number and re.match(r"---(\s|$)", line))]
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
@@ -103,7 +106,9 @@ def _parse_chunk(chunk: str, first_line: int) -> Iterator[Document]:
         yield Document(trouble.line, None, (*composer.take_troubles(), trouble))
     except yaml.reader.ReaderError as exc:
         line = first_line + 1 + chunk.count("\n", 0, exc.position if isinstance(exc.position, int) else 0)
-        trouble = Trouble(_line_of_control_character(chunk, first_line, line), "a character that YAML forbids", "printable text")
+        trouble = Trouble(
+            _line_of_control_character(chunk, first_line, line), "a character that YAML forbids", "printable text"
+        )
         yield Document(trouble.line, None, (trouble,))
 
 
@@ -119,7 +124,7 @@ def _syntax_trouble(exc: yaml.MarkedYAMLError, chunk: str, first_line: int) -> T
     mark = exc.problem_mark or exc.context_mark
     index = min(mark.line, chunk.count("\n") - 1) if mark else 0
     line = chunk.split("\n")[index]
-    if "\t" in line[:len(line) - len(line.lstrip())]:
+    if "\t" in line[: len(line) - len(line.lstrip())]:
         return Trouble(first_line + index + 1, "a tab character", "spaces for indentation")
     words = " ".join(part for part in (exc.context, exc.problem) if part)
     return Trouble(first_line + index + 1, f"a syntax error: {words}", "YAML")
@@ -157,8 +162,10 @@ class _Composer:
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event)
         if depth > MAX_DEPTH:
-            raise UnreadableError(Trouble(self._line(event), f"a document nested deeper than {MAX_DEPTH} levels", "fewer levels"))
-        if event.tag and not event.tag.startswith("tag:yaml.org,2002:") or event.tag in _CODE_TAGS:
+            raise UnreadableError(
+                Trouble(self._line(event), f"a document nested deeper than {MAX_DEPTH} levels", "fewer levels")
+            )
+        if (event.tag and not event.tag.startswith("tag:yaml.org,2002:")) or event.tag in _CODE_TAGS:
             self._note(event, f"the tag {event.tag}", "plain YAML without tags")
         elif event.tag and event.tag.startswith("tag:yaml.org,2002:python"):
             self._note(event, f"the tag {event.tag.removeprefix('tag:yaml.org,2002:')}", "plain YAML without tags")
@@ -174,20 +181,25 @@ class _Composer:
 
     def _alias(self, event: Any) -> Node:
         if event.anchor not in self.anchors:
-            raise UnreadableError(Trouble(self._line(event), f"the alias *{event.anchor}", "an anchor that is complete before its alias"))
+            raise UnreadableError(
+                Trouble(self._line(event), f"the alias *{event.anchor}", "an anchor that is complete before its alias")
+            )
         return self.anchors[event.anchor]
 
     def _sized(self, event: Any, size: int) -> int:
         if size > MAX_VALUES:
-            raise UnreadableError(Trouble(
-                self._line(event), "more than that with aliases expanded", f"at most {MAX_VALUES} values in a document"))
+            raise UnreadableError(
+                Trouble(
+                    self._line(event),
+                    "more than that with aliases expanded",
+                    f"at most {MAX_VALUES} values in a document",
+                )
+            )
         return size
 
     def _scalar(self, event: Any) -> Node:
         value: Any = event.value
-        if event.implicit[0] and not event.tag:
-            value = resolve_plain(event.value)
-        elif event.tag in _RESOLVED_TAGS:
+        if (event.implicit[0] and not event.tag) or event.tag in _RESOLVED_TAGS:
             value = resolve_plain(event.value)
         if isinstance(value, float) and not math.isfinite(value):
             self._note(event, f"number {event.value}", "a finite number")
@@ -235,11 +247,18 @@ class _Composer:
             if isinstance(source.value, dict):
                 merged |= source.value
             else:
-                self.troubles.append(Trouble(source.line, "something else after <<", "a mapping, or a list of them, to merge"))
+                self.troubles.append(
+                    Trouble(source.line, "something else after <<", "a mapping, or a list of them, to merge")
+                )
         return merged
 
 
-_CODE_TAGS: Final = ("tag:yaml.org,2002:binary", "tag:yaml.org,2002:set", "tag:yaml.org,2002:omap", "tag:yaml.org,2002:pairs")
+_CODE_TAGS: Final = (
+    "tag:yaml.org,2002:binary",
+    "tag:yaml.org,2002:set",
+    "tag:yaml.org,2002:omap",
+    "tag:yaml.org,2002:pairs",
+)
 _RESOLVED_TAGS: Final = tuple(f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool", "null"))
 
 _WORDS: Final[dict[str, bool | None]] = {
@@ -258,7 +277,7 @@ def resolve_plain(text: str) -> str | int | float | bool | None:
     """Give an unquoted scalar its meaning."""
     if text in _WORDS:
         return _WORDS[text]
-    if len(text) > _MAX_DIGITS or not text[-1].isalnum() and text[-1] not in "._":
+    if len(text) > _MAX_DIGITS or (not text[-1].isalnum() and text[-1] not in "._"):
         return text
     if _INTEGER.fullmatch(text):
         return int(text.replace("_", ""))

@@ -15,31 +15,54 @@ RESOURCE_NAME: Final = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-
 NAME_IS_A_LABEL: Final = rule(
     "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 63",
     "a name of at most 63 lower-case letters, digits and dashes, because services and labels carry it",
-    found="self.metadata.name")
+    found="self.metadata.name",
+)
 
 
 class GPUClassSpec(ApiModel):
     """Desired state."""
 
-    node_selector: Annotated[Labels, Field(
-        min_length=1, description="Labels of the nodes that carry this GPU, as NVIDIA GPU feature discovery sets them.",
-    )]
-    resource_name: Annotated[str, Field(
-        max_length=128, pattern=RESOURCE_NAME,
-        description="Extended resource to request; a MIG slice has its own, such as nvidia.com/mig-1g.18gb.",
-        json_schema_extra=constrained(rule(
-            "!self.matches('(^|[.])kubernetes[.]io/')",
-            "the resource of a device plugin, outside kubernetes.io")),
-    )] = "nvidia.com/gpu"
-    memory: Annotated[ByteQuantity, Field(
-        description="Memory of one GPU (or slice), such as 80Gi; cache sizes are checked against it.",
-    )]
-    compute_capability: Annotated[str, Field(
-        min_length=3, max_length=5, pattern=COMPUTE_CAPABILITY, description="Such as 9.0; Auto precision picks BF16 from 8.0 on.",
-    )]
-    tolerations: Annotated[Tolerations, Field(
-        description="Taints of those nodes that pods of this class accept.",
-    )] = Field(default_factory=list)
+    node_selector: Annotated[
+        Labels,
+        Field(
+            min_length=1,
+            description="Labels of the nodes that carry this GPU, as NVIDIA GPU feature discovery sets them.",
+        ),
+    ]
+    resource_name: Annotated[
+        str,
+        Field(
+            max_length=128,
+            pattern=RESOURCE_NAME,
+            description="Extended resource to request; a MIG slice has its own, such as nvidia.com/mig-1g.18gb.",
+            json_schema_extra=constrained(
+                rule(
+                    "!self.matches('(^|[.])kubernetes[.]io/')", "the resource of a device plugin, outside kubernetes.io"
+                )
+            ),
+        ),
+    ] = "nvidia.com/gpu"
+    memory: Annotated[
+        ByteQuantity,
+        Field(
+            description="Memory of one GPU (or slice), such as 80Gi; cache sizes are checked against it.",
+        ),
+    ]
+    compute_capability: Annotated[
+        str,
+        Field(
+            min_length=3,
+            max_length=5,
+            pattern=COMPUTE_CAPABILITY,
+            description="CUDA compute capability such as 9.0; Auto precision picks BF16 from 8.0 on.",
+        ),
+    ]
+    tolerations: Annotated[
+        Tolerations,
+        Field(
+            description="Taints of those nodes that pods of this class accept.",
+        ),
+    ] = Field(default_factory=list)
 
 
 class GPUClassStatus(ApiModel):

@@ -25,77 +25,109 @@ SERVED_NAME: Final = r"^[A-Za-z0-9._:/-]*$"
 ENV_NAME: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 MAX_NAME: Final = 40
-"""Children add a suffix to the name: pods 17 characters (replica set and pod hash), config maps a word and a hash. With 40, every child stays
-within the 63 characters of a DNS label."""
+"""Children add a suffix to the name: pods 17 characters (replica set and pod hash), config maps a word and a hash.
+With 40, every child stays within the 63 characters of a DNS label."""
 
 NAME_FITS_CHILDREN: Final = rule(
     f"self.metadata.name.size() <= {MAX_NAME}",
-    f"a name of at most {MAX_NAME} characters, because children add a suffix (pods 17, config maps a word and a hash) and end at 63",
-    found="self.metadata.name")
+    f"a name of at most {MAX_NAME} characters, because children add a suffix (pods 17, config maps a word and a hash) "
+    "and end at 63",
+    found="self.metadata.name",
+)
 NAME_STARTS_A_SERVICE: Final = rule(
     "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
     "a name of lower-case letters, digits and dashes that begins with a letter, because a Service carries it",
-    found="self.metadata.name")
+    found="self.metadata.name",
+)
 
 # One path segment that is not `..`; RE2 has no look-ahead, so the ways to differ from it are spelled out.
 _SEGMENT: Final = "([^/.][^/]*|[.][^/.][^/]*|[.][.][^/]+|[.])"
 URI_IS_A_HUB_NAME: Final = rule(
     "!self.startsWith('hf://') || "
     "self.matches('^hf://[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(@[A-Za-z0-9_][A-Za-z0-9._/-]{0,127})?$')",
-    "hf://organisation/name or hf://organisation/name@revision")
+    "hf://organisation/name or hf://organisation/name@revision",
+)
 URI_IS_A_CLAIM: Final = rule(
     "!self.startsWith('pvc://') || "
     f"self.matches('^pvc://[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*(/{_SEGMENT})*/?$')",
-    "pvc://claim or pvc://claim/path, without .. in the path")
+    "pvc://claim or pvc://claim/path, without .. in the path",
+)
 URI_IS_AN_IMAGE: Final = rule(
     "!self.startsWith('oci://') || "
     "self.matches('^oci://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+"
     "(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$')",
-    "oci://registry/image with an optional :tag and @sha256:digest")
+    "oci://registry/image with an optional :tag and @sha256:digest",
+)
 URI_IS_A_FILE: Final = rule(
-    "!self.startsWith('file://') || "
-    f"self.matches('^file://(/|[.]/|([.][.]/)+){_SEGMENT}(/{_SEGMENT})*/?$')",
-    "file:///absolute/path, or file://./path or file://../path on one machine, without .. further on")
+    f"!self.startsWith('file://') || self.matches('^file://(/|[.]/|([.][.]/)+){_SEGMENT}(/{_SEGMENT})*/?$')",
+    "file:///absolute/path, or file://./path or file://../path on one machine, without .. further on",
+)
 
 CLASSES_ARE_DISTINCT: Final = rule("self.all(name, self.exists_one(other, other == name))", "each GPUClass once")
 
 PERCENT_IS_AT_MOST_100: Final = rule(
     "!(self.type in ['CacheUse', 'CPUUtilization']) || self.target <= 100",
-    "at most 100 percent", found="string(self.target)", field=".target")
+    "at most 100 percent",
+    found="string(self.target)",
+    field=".target",
+)
 SCALING_HAS_ROOM: Final = rule(
-    "self.maxReplicas >= self.minReplicas", "at least minReplicas",
-    found="string(self.maxReplicas) + ' below ' + string(self.minReplicas)", field=".maxReplicas")
+    "self.maxReplicas >= self.minReplicas",
+    "at least minReplicas",
+    found="string(self.maxReplicas) + ' below ' + string(self.minReplicas)",
+    field=".maxReplicas",
+)
 ONE_OWNER_OF_REPLICAS: Final = rule(
-    "!(has(self.replicas) && has(self.scaling))", "either replicas or scaling, because one of them owns the number", found="'both'",
-    field=".replicas")
+    "!(has(self.replicas) && has(self.scaling))",
+    "either replicas or scaling, because one of them owns the number",
+    found="'both'",
+    field=".replicas",
+)
 FLOOR_CAN_HOLD: Final = rule(
     "has(self.scaling) || (has(self.replicas) ? self.replicas == 0 || self.rollout.minAvailable <= self.replicas"
     " : self.rollout.minAvailable <= 1)",
     "at most replicas, or it can never hold",
-    found="string(self.rollout.minAvailable) + ' with ' + (has(self.replicas) ? string(self.replicas) : '1') + ' replicas'",
-    field=".rollout.minAvailable")
+    found="string(self.rollout.minAvailable) + ' with replicas ' + (has(self.replicas) ? string(self.replicas) : '1')",
+    field=".rollout.minAvailable",
+)
 FLOOR_CAN_HOLD_WHEN_SCALED_IN: Final = rule(
     "!has(self.scaling) || self.rollout.minAvailable <= self.scaling.minReplicas",
     "at most scaling.minReplicas, or it cannot hold after a scale-in",
-    found="string(self.rollout.minAvailable) + ' with minReplicas ' + string(self.scaling.minReplicas)", field=".rollout.minAvailable")
+    found="string(self.rollout.minAvailable) + ' with minReplicas ' + string(self.scaling.minReplicas)",
+    field=".rollout.minAvailable",
+)
 
 ENV_IS_NOT_OURS: Final = rule(
-    "!self.name.startsWith('WINDLASS_')", "a name outside WINDLASS_, which the operator sets", field=".name")
+    "!self.name.startsWith('WINDLASS_')", "a name outside WINDLASS_, which the operator sets", field=".name"
+)
 ENV_KEEPS_THE_LOADER: Final = rule(
     "!(self.name.startsWith('LD_') || self.name in ['PYTHONPATH', 'PYTHONHOME', 'PYTHONSTARTUP', 'PYTHONINSPECT'])",
-    "a name that does not change which code the runtime loads", field=".name")
+    "a name that does not change which code the runtime loads",
+    field=".name",
+)
 ENV_KEEPS_THE_DEVICES: Final = rule(
     "!(self.name.startsWith('NVIDIA_') || self.name.startsWith('CUDA_VISIBLE_') || self.name == 'CUDA_DEVICE_ORDER')",
-    "a name that does not select devices, which accelerator does", field=".name")
+    "a name that does not select devices, which accelerator does",
+    field=".name",
+)
+_OWNED_LABEL: Final = "^(([a-z0-9.-]+[.])?(windlass[.]dev|kubernetes[.]io)/|pod-template-hash$)"
+_OWNED_ANNOTATION: Final = "^([a-z0-9.-]+[.])?(windlass[.]dev|kubernetes[.]io|k8s[.]v1[.]cni[.]cncf[.]io)/"
 LABELS_ARE_FREE: Final = rule(
-    "self.all(key, !key.matches('^([a-z0-9.-]+[.])?(windlass[.]dev|kubernetes[.]io)/') && key != 'pod-template-hash')",
-    "labels outside windlass.dev/, kubernetes.io/ (with app.kubernetes.io/) and pod-template-hash, which controllers own")
+    f"self.all(key, !key.matches('{_OWNED_LABEL}'))",
+    "labels outside windlass.dev/, kubernetes.io/ (with app.kubernetes.io/) and pod-template-hash, "
+    "which controllers own",
+    found=f"self.filter(key, key.matches('{_OWNED_LABEL}'))[0]",
+)
 ANNOTATIONS_ARE_FREE: Final = rule(
-    "self.all(key, !key.matches('^([a-z0-9.-]+[.])?(windlass[.]dev|kubernetes[.]io|k8s[.]v1[.]cni[.]cncf[.]io)/'))",
-    "annotations outside windlass.dev/, kubernetes.io/ (with app.kubernetes.io/) and k8s.v1.cni.cncf.io/, which controllers and nodes obey")
+    f"self.all(key, !key.matches('{_OWNED_ANNOTATION}'))",
+    "annotations outside windlass.dev/, kubernetes.io/ (with app.kubernetes.io/) and k8s.v1.cni.cncf.io/, "
+    "which controllers and nodes obey",
+    found=f"self.filter(key, key.matches('{_OWNED_ANNOTATION}'))[0]",
+)
 TOLERATIONS_NAME_A_TAINT: Final = rule(
-    "self.all(toleration, has(toleration.key) && toleration.key != '' && !toleration.key.startsWith('node-role.kubernetes.io/'))",
-    "tolerations that name a taint, and none of node-role.kubernetes.io/, which keep tenants off the control plane")
+    "self.all(item, has(item.key) && item.key != '' && !item.key.startsWith('node-role.kubernetes.io/'))",
+    "tolerations that name a taint, and none of node-role.kubernetes.io/, which keep tenants off the control plane",
+)
 
 
 class Tier(enum.StrEnum):
@@ -139,58 +171,94 @@ class MetricType(enum.StrEnum):
 class Model(ApiModel):
     """Which checkpoint to serve."""
 
-    uri: Annotated[str, Field(
-        min_length=6, max_length=512, pattern=MODEL_URI,
-        description="Where the checkpoint lies: hf://organisation/name[@revision], pvc://claim/path, oci://registry/image:tag "
-                    "(an image volume, Kubernetes 1.33 or later), or file:///path inside the runtime image. Relative paths "
-                    "(file://./path, file://../path) are resolved against the YAML file by `windlass up`; on a cluster the planner refuses them.",
-        json_schema_extra=constrained(URI_IS_A_HUB_NAME, URI_IS_A_CLAIM, URI_IS_AN_IMAGE, URI_IS_A_FILE),
-    )]
-    served_name: Annotated[str, Field(
-        max_length=128, pattern=SERVED_NAME, description="Value of `model` in OpenAI requests; empty means the object's name.",
-    )] = ""
+    uri: Annotated[
+        str,
+        Field(
+            min_length=6,
+            max_length=512,
+            pattern=MODEL_URI,
+            description="Where the checkpoint lies: hf://organisation/name[@revision], pvc://claim/path, "
+            "oci://registry/image:tag (an image volume, Kubernetes 1.33 or later), or file:///path inside the "
+            "runtime image. Relative paths (file://./path, file://../path) are resolved against the YAML file by "
+            "`windlass up`; on a cluster they are refused by the planner.",
+            json_schema_extra=constrained(URI_IS_A_HUB_NAME, URI_IS_A_CLAIM, URI_IS_AN_IMAGE, URI_IS_A_FILE),
+        ),
+    ]
+    served_name: Annotated[
+        str,
+        Field(
+            max_length=128,
+            pattern=SERVED_NAME,
+            description="Value of `model` in OpenAI requests; empty means the object's name.",
+        ),
+    ] = ""
 
 
 class Accelerator(ApiModel):
     """Which GPU a replica needs. A service without it runs on CPUs."""
 
-    classes: Annotated[list[DnsLabel], Field(
-        min_length=1, max_length=8, description="GPUClass names in order of preference; the first with nodes is chosen.",
-        json_schema_extra=constrained(CLASSES_ARE_DISTINCT, list_type="atomic"),
-    )]
+    classes: Annotated[
+        list[DnsLabel],
+        Field(
+            min_length=1,
+            max_length=8,
+            description="GPUClass names in order of preference; the first with nodes is chosen.",
+            json_schema_extra=constrained(CLASSES_ARE_DISTINCT, list_type="atomic"),
+        ),
+    ]
     count: Annotated[int, Field(ge=1, le=1, description="GPUs per replica.")] = 1
     sharing: Annotated[Sharing, Field(description="Exclusive: no other pod uses the device.")] = Sharing.EXCLUSIVE
-    allocation: Annotated[Allocation, Field(
-        description="DevicePlugin: through the extended resource of the class.",
-    )] = Allocation.DEVICE_PLUGIN
+    allocation: Annotated[
+        Allocation,
+        Field(
+            description="DevicePlugin: through the extended resource of the class.",
+        ),
+    ] = Allocation.DEVICE_PLUGIN
 
 
 class Precision(ApiModel):
     """Number formats."""
 
-    preset: Annotated[PrecisionPreset, Field(
-        description="Auto keeps the checkpoint's own format where the device computes in it.",
-    )] = PrecisionPreset.AUTO
+    preset: Annotated[
+        PrecisionPreset,
+        Field(
+            description="Auto keeps the checkpoint's own format where the device computes in it.",
+        ),
+    ] = PrecisionPreset.AUTO
 
 
 class Cache(ApiModel):
     """The key/value cache of one replica."""
 
-    memory: Annotated[ByteQuantity | None, Field(
-        description="Size of the page pool, such as 8Gi. Unset: sized for maxRunningRequests within the memory of the device.",
-    )] = None
+    memory: Annotated[
+        ByteQuantity | None,
+        Field(
+            description="Size of the page pool, such as 8Gi. Unset: sized for maxRunningRequests within the memory of "
+            "the device.",
+        ),
+    ] = None
 
 
 class Limits(ApiModel):
     """Bounds of one replica."""
 
-    max_sequence_tokens: Annotated[int | None, Field(
-        ge=16, le=1_048_576, description="Prompt plus output per request, in tokens. Unset: what the checkpoint was trained for.",
-    )] = None
+    max_sequence_tokens: Annotated[
+        int | None,
+        Field(
+            ge=16,
+            le=1_048_576,
+            description="Prompt plus output per request, in tokens. Unset: what the checkpoint was trained for.",
+        ),
+    ] = None
     max_running_requests: Annotated[int, Field(ge=1, le=1024, description="Requests computed together.")] = 64
-    max_queued_requests: Annotated[int, Field(
-        ge=0, le=10_000, description="Requests that may wait; one more is answered 429 with Retry-After.",
-    )] = 256
+    max_queued_requests: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10_000,
+            description="Requests that may wait; one more is answered 429 with Retry-After.",
+        ),
+    ] = 256
 
 
 class ScalingMetric(ApiModel):
@@ -198,13 +266,22 @@ class ScalingMetric(ApiModel):
 
     model_config = ConfigDict(json_schema_extra=constrained(PERCENT_IS_AT_MOST_100))
 
-    type: Annotated[MetricType, Field(
-        description="QueueDepth: requests waiting. RunningRequests: requests computed. CacheUse: key/value pages in use. "
-                    "CPUUtilization: processor time against the request.",
-    )]
-    target: Annotated[int, Field(
-        ge=1, le=10_000, description="Average per replica: requests for QueueDepth and RunningRequests, percent for CacheUse and CPUUtilization.",
-    )]
+    type: Annotated[
+        MetricType,
+        Field(
+            description="QueueDepth: requests waiting. RunningRequests: requests computed. CacheUse: key/value pages "
+            "in use. CPUUtilization: processor time against the request.",
+        ),
+    ]
+    target: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=10_000,
+            description="Average per replica: requests for QueueDepth and RunningRequests, percent (at most 100) for "
+            "CacheUse and CPUUtilization.",
+        ),
+    ]
 
 
 class Scaling(ApiModel):
@@ -214,33 +291,57 @@ class Scaling(ApiModel):
 
     min_replicas: Annotated[int, Field(ge=1, le=1000, description="Replicas that stay without demand.")] = 1
     max_replicas: Annotated[int, Field(ge=1, le=1000, description="Replicas at most, whatever the demand.")]
-    metrics: Annotated[list[ScalingMetric], Field(
-        min_length=1, max_length=4, description="What the number follows; the metric that asks for most wins.",
-        json_schema_extra=constrained(list_type="map", keys=("type",)),
-    )] = Field(default=[ScalingMetric(type=MetricType.QUEUE_DEPTH, target=4)])
-    scale_down_delay_seconds: Annotated[int, Field(ge=0, le=3600, description="How long a lower demand must last.")] = 300
+    metrics: Annotated[
+        list[ScalingMetric],
+        Field(
+            min_length=1,
+            max_length=4,
+            description="What the number follows; the metric that asks for most wins.",
+            json_schema_extra=constrained(list_type="map", keys=("type",)),
+        ),
+    ] = Field(default=[ScalingMetric(type=MetricType.QUEUE_DEPTH, target=4)])
+    scale_down_delay_seconds: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=3600,
+            description="How long a lower demand must last.",
+        ),
+    ] = 300
 
 
 class Rollout(ApiModel):
     """What must hold while pods are replaced."""
 
-    min_available: Annotated[int, Field(
-        ge=0, le=1000, description="Replicas that stay ready through rollouts and node drains.",
-    )] = 1
+    min_available: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1000,
+            description="Replicas that stay ready through rollouts and node drains.",
+        ),
+    ] = 1
 
 
 class Drain(ApiModel):
     """How a replica leaves."""
 
-    timeout_seconds: Annotated[int, Field(
-        ge=1, le=3600, description="Time to finish running requests; the pod's grace period is this plus 15 seconds.",
-    )] = 60
+    timeout_seconds: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=3600,
+            description="Time to finish running requests; the pod's grace period is this plus 15 seconds.",
+        ),
+    ] = 60
 
 
 class EnvVar(ApiModel):
     """A plain environment variable of the runtime container."""
 
-    model_config = ConfigDict(json_schema_extra=constrained(ENV_IS_NOT_OURS, ENV_KEEPS_THE_LOADER, ENV_KEEPS_THE_DEVICES))
+    model_config = ConfigDict(
+        json_schema_extra=constrained(ENV_IS_NOT_OURS, ENV_KEEPS_THE_LOADER, ENV_KEEPS_THE_DEVICES)
+    )
 
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=ENV_NAME, description="Name of the variable.")]
     value: Annotated[str, Field(max_length=4096, description="Its value; not a place for secrets.")] = ""
@@ -257,46 +358,75 @@ class Resources(ApiModel):
 class PodTemplate(ApiModel):
     """The part of the pod that users may shape. Security settings, volumes, accounts and images are not among it."""
 
-    labels: Annotated[Labels, Field(
-        description="More labels for the pods.", json_schema_extra=constrained(KEYS_ARE_LABEL_KEYS, LABELS_ARE_FREE),
-    )] = Field(default_factory=dict)
-    annotations: Annotated[dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=4096)]], Field(
-        max_length=32, description="More annotations for the pods.",
-        json_schema_extra=constrained(KEYS_ARE_LABEL_KEYS, ANNOTATIONS_ARE_FREE),
-    )] = Field(default_factory=dict)
-    node_selector: Annotated[Labels, Field(
-        description="Node labels to require besides those of the GPUClass.",
-    )] = Field(default_factory=dict)
-    tolerations: Annotated[Tolerations, Field(
-        description="Taints to accept besides those of the GPUClass.",
-        json_schema_extra=constrained(TOLERATIONS_NAME_A_TAINT, list_type="atomic"),
-    )] = Field(default_factory=list)
-    env: Annotated[list[EnvVar], Field(
-        max_length=32, description="More environment variables of the runtime container.",
-        json_schema_extra=constrained(list_type="map", keys=("name",)),
-    )] = Field(default_factory=list)
+    labels: Annotated[
+        Labels,
+        Field(
+            description="More labels for the pods.",
+            json_schema_extra=constrained(KEYS_ARE_LABEL_KEYS, LABELS_ARE_FREE),
+        ),
+    ] = Field(default_factory=dict)
+    annotations: Annotated[
+        dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=4096)]],
+        Field(
+            max_length=32,
+            description="More annotations for the pods.",
+            json_schema_extra=constrained(KEYS_ARE_LABEL_KEYS, ANNOTATIONS_ARE_FREE),
+        ),
+    ] = Field(default_factory=dict)
+    node_selector: Annotated[
+        Labels,
+        Field(
+            description="Node labels to require besides those of the GPUClass.",
+        ),
+    ] = Field(default_factory=dict)
+    tolerations: Annotated[
+        Tolerations,
+        Field(
+            description="Taints to accept besides those of the GPUClass.",
+            json_schema_extra=constrained(TOLERATIONS_NAME_A_TAINT, list_type="atomic"),
+        ),
+    ] = Field(default_factory=list)
+    env: Annotated[
+        list[EnvVar],
+        Field(
+            max_length=32,
+            description="More environment variables of the runtime container.",
+            json_schema_extra=constrained(list_type="map", keys=("name",)),
+        ),
+    ] = Field(default_factory=list)
     resources: Resources = Resources()
 
 
 class InferenceServiceSpec(ApiModel):
     """Desired state."""
 
-    model_config = ConfigDict(json_schema_extra=constrained(
-        ONE_OWNER_OF_REPLICAS, FLOOR_CAN_HOLD, FLOOR_CAN_HOLD_WHEN_SCALED_IN))
+    model_config = ConfigDict(
+        json_schema_extra=constrained(ONE_OWNER_OF_REPLICAS, FLOOR_CAN_HOLD, FLOOR_CAN_HOLD_WHEN_SCALED_IN)
+    )
 
     model: Model
-    replicas: Annotated[int | None, Field(
-        ge=0, le=1000, description="Fixed number of replicas, 1 when unset. Forbidden together with scaling; the target of kubectl scale.",
-    )] = None
+    replicas: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=1000,
+            description="Fixed number of replicas, 1 when unset. Forbidden together with scaling; "
+            "the target of kubectl scale.",
+        ),
+    ] = None
     scaling: Scaling | None = None
     suspend: Annotated[bool, Field(description="Keep the object, run nothing.")] = False
     accelerator: Accelerator | None = None
     precision: Precision = Precision()
     cache: Cache = Cache()
     limits: Limits = Limits()
-    tier: Annotated[Tier, Field(
-        description="How urgent the service is: the PriorityClass of its pods. The tenant's allowedTiers must list it.",
-    )] = Tier.STANDARD
+    tier: Annotated[
+        Tier,
+        Field(
+            description="How urgent the service is: the PriorityClass of its pods. The tenant's allowedTiers "
+            "must list it.",
+        ),
+    ] = Tier.STANDARD
     rollout: Rollout = Rollout()
     drain: Drain = Drain()
     pod_template: PodTemplate = PodTemplate()
@@ -338,9 +468,14 @@ class InferenceServiceStatus(ApiModel):
     address: Address | None = None
     tenant: Annotated[str, Field(max_length=63, description="Tenant that owns the namespace; empty without one.")] = ""
     accelerator_class: Annotated[str, Field(max_length=63, description="GPUClass in use; empty on CPUs.")] = ""
-    decisions: Annotated[list[Decision], Field(
-        max_length=16, description="What the planner chose, and why.", json_schema_extra=constrained(list_type="atomic"),
-    )] = Field(default_factory=list)
+    decisions: Annotated[
+        list[Decision],
+        Field(
+            max_length=16,
+            description="What the planner chose, and why.",
+            json_schema_extra=constrained(list_type="atomic"),
+        ),
+    ] = Field(default_factory=list)
     last_failure: Failure | None = None
 
 

@@ -16,20 +16,29 @@ SHA256: Final = r"^[0-9a-f]{64}$"
 NAME_IS_A_LABEL: Final = rule(
     "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 63",
     "a name of at most 63 lower-case letters, digits and dashes, because namespaces and metrics carry it as a label",
-    found="self.metadata.name")
+    found="self.metadata.name",
+)
 NAMESPACES_ARE_NOT_THE_SYSTEMS: Final = rule(
     "self.all(name, !name.startsWith('kube-'))",
     "namespaces outside kube-*, which belong to the cluster",
-    found="self.filter(name, name.startsWith('kube-'))[0]")
+    found="self.filter(name, name.startsWith('kube-'))[0]",
+)
 ACCOUNT_HAS_A_NAMESPACE: Final = rule(
     "self.kind != 'ServiceAccount' || self.namespace != ''",
-    "the namespace of the ServiceAccount", found="'none'", field=".namespace")
+    "the namespace of the ServiceAccount",
+    found="'none'",
+    field=".namespace",
+)
 ONLY_ACCOUNTS_HAVE_A_NAMESPACE: Final = rule(
     "self.kind == 'ServiceAccount' || self.namespace == ''",
-    "no namespace for a User or Group, which are cluster-wide", field=".namespace")
+    "no namespace for a User or Group, which are cluster-wide",
+    field=".namespace",
+)
 KEYS_ARE_DISTINCT: Final = rule(
     "self.all(key, self.exists_one(other, other.sha256 == key.sha256))",
-    "keys with different digests", found="'one digest twice'")
+    "keys with different digests",
+    found="'one digest twice'",
+)
 
 
 class Isolation(enum.StrEnum):
@@ -60,16 +69,27 @@ class GpuQuota(ApiModel):
     """GPUs of one class."""
 
     name: Annotated[DnsLabel, Field(description="GPUClass name.")]
-    nominal: Annotated[int, Field(ge=0, le=100_000, description="GPUs the tenant may hold at once, over all its namespaces.")]
+    nominal: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100_000,
+            description="GPUs the tenant may hold at once, over all its namespaces.",
+        ),
+    ]
 
 
 class Quota(ApiModel):
     """Hard bounds; enforced by a ResourceQuota in each namespace and by the planner over all of them."""
 
-    gpus: Annotated[list[GpuQuota], Field(
-        max_length=32, description="GPUs per class; a class that is not listed may not be used.",
-        json_schema_extra=constrained(list_type="map", keys=("name",)),
-    )] = Field(default_factory=list)
+    gpus: Annotated[
+        list[GpuQuota],
+        Field(
+            max_length=32,
+            description="GPUs per class; a class that is not listed may not be used.",
+            json_schema_extra=constrained(list_type="map", keys=("name",)),
+        ),
+    ] = Field(default_factory=list)
     cpu: Annotated[Quantity | None, Field(description="Sum of CPU requests per namespace.")] = None
     memory: Annotated[ByteQuantity | None, Field(description="Sum of memory requests and limits per namespace.")] = None
     services: Annotated[int | None, Field(ge=0, le=10_000, description="InferenceServices per namespace.")] = None
@@ -81,10 +101,21 @@ class Subject(ApiModel):
     model_config = ConfigDict(json_schema_extra=constrained(ACCOUNT_HAS_A_NAMESPACE, ONLY_ACCOUNTS_HAVE_A_NAMESPACE))
 
     kind: Annotated[SubjectKind, Field(description="Kind of account, as in RBAC.")]
-    name: Annotated[str, Field(min_length=1, max_length=253, description="Name of the account, as the API server knows it.")]
-    namespace: Annotated[str, Field(
-        max_length=63, description="Only for ServiceAccount, and required there.",
-    )] = ""
+    name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=253,
+            description="Name of the account, as the API server knows it.",
+        ),
+    ]
+    namespace: Annotated[
+        str,
+        Field(
+            max_length=63,
+            description="Only for ServiceAccount, and required there.",
+        ),
+    ] = ""
     role: Annotated[Role, Field(description="Viewer reads, Editor also writes InferenceServices.")] = Role.EDITOR
 
 
@@ -92,39 +123,68 @@ class AccessKey(ApiModel):
     """A key that clients present to the gateway as a bearer token. Only its digest is stored."""
 
     name: Annotated[DnsLabel, Field(description="Name for people, to tell which key to revoke.")]
-    sha256: Annotated[str, Field(min_length=64, max_length=64, pattern=SHA256, description="SHA-256 of the key, in hex.")]
+    sha256: Annotated[
+        str,
+        Field(
+            min_length=64,
+            max_length=64,
+            pattern=SHA256,
+            description="SHA-256 of the key, in lower-case hex.",
+        ),
+    ]
 
 
 class Access(ApiModel):
     """How clients prove that they belong to the tenant."""
 
-    keys: Annotated[list[AccessKey], Field(
-        max_length=32, description="Keys that open every service of the tenant; with none, nobody gets in.",
-        json_schema_extra=constrained(KEYS_ARE_DISTINCT, list_type="map", keys=("name",)),
-    )] = Field(default_factory=list)
+    keys: Annotated[
+        list[AccessKey],
+        Field(
+            max_length=32,
+            description="Keys that open every service of the tenant; with none, nobody gets in.",
+            json_schema_extra=constrained(KEYS_ARE_DISTINCT, list_type="map", keys=("name",)),
+        ),
+    ] = Field(default_factory=list)
 
 
 class TenantSpec(ApiModel):
     """Desired state."""
 
-    namespaces: Annotated[list[DnsLabel], Field(
-        min_length=1, max_length=64, description="Namespaces of the tenant; a namespace belongs to one tenant.",
-        json_schema_extra=constrained(NAMESPACES_ARE_NOT_THE_SYSTEMS, list_type="set"),
-    )]
+    namespaces: Annotated[
+        list[DnsLabel],
+        Field(
+            min_length=1,
+            max_length=64,
+            description="Namespaces of the tenant; a namespace belongs to one tenant.",
+            json_schema_extra=constrained(NAMESPACES_ARE_NOT_THE_SYSTEMS, list_type="set"),
+        ),
+    ]
     quota: Quota = Quota()
-    allowed_tiers: Annotated[list[Tier], Field(
-        min_length=1, max_length=3, description="Tiers that the tenant's services may ask for.",
-        json_schema_extra=constrained(list_type="set"),
-    )] = Field(default=[Tier.STANDARD, Tier.BATCH])
-    subjects: Annotated[list[Subject], Field(
-        max_length=64, description="Who may read or write the tenant's InferenceServices.",
-        json_schema_extra=constrained(list_type="map", keys=("kind", "name", "namespace")),
-    )] = Field(default_factory=list)
+    allowed_tiers: Annotated[
+        list[Tier],
+        Field(
+            min_length=1,
+            max_length=3,
+            description="Tiers that the tenant's services may ask for.",
+            json_schema_extra=constrained(list_type="set"),
+        ),
+    ] = Field(default=[Tier.STANDARD, Tier.BATCH])
+    subjects: Annotated[
+        list[Subject],
+        Field(
+            max_length=64,
+            description="Who may read or write the tenant's InferenceServices.",
+            json_schema_extra=constrained(list_type="map", keys=("kind", "name", "namespace")),
+        ),
+    ] = Field(default_factory=list)
     access: Access = Access()
-    isolation: Annotated[Isolation, Field(
-        description="Isolated: only the gateway, the metrics scraper and the tenant's own namespaces reach its pods. "
-                    "Open: no default-deny policy; services stay protected by their own.",
-    )] = Isolation.ISOLATED
+    isolation: Annotated[
+        Isolation,
+        Field(
+            description="Isolated: only the gateway, the metrics scraper and the tenant's own namespaces reach its "
+            "pods. Open: no default-deny policy; services stay protected by their own.",
+        ),
+    ] = Isolation.ISOLATED
 
 
 class GpuUse(ApiModel):
@@ -140,9 +200,14 @@ class TenantStatus(ApiModel):
 
     observed_generation: Annotated[int, Field(description="metadata.generation this status was computed for.")] = 0
     conditions: Conditions = Field(default_factory=list)
-    gpus: Annotated[list[GpuUse], Field(
-        max_length=32, description="Use per GPU class.", json_schema_extra=constrained(list_type="map", keys=("name",)),
-    )] = Field(default_factory=list)
+    gpus: Annotated[
+        list[GpuUse],
+        Field(
+            max_length=32,
+            description="Use per GPU class.",
+            json_schema_extra=constrained(list_type="map", keys=("name",)),
+        ),
+    ] = Field(default_factory=list)
     services: Annotated[int, Field(description="InferenceServices in the tenant's namespaces.")] = 0
 
 
