@@ -183,12 +183,11 @@ def _nominal(tenant: Tenant) -> dict[str, int]:
 
 
 def _refuse_quota(ranking: Ranking, grant: Grant, tenant: Tenant) -> Refusal:
-    needs = grant.least * grant.devices_per_replica
     name, others = (
         tenant.metadata.name,
         [candidate.name for candidate in ranking.candidates if candidate.name != grant.gpu_class],
     )
-    message = f"needs {needs} x {grant.gpu_class}, {_use(grant, name)}"
+    message = f"needs {grant.least * grant.devices_per_replica} x {grant.gpu_class}, {_use(grant, name)}"
     if others:
         message += f"; no room in {', '.join(others)} either"
     return Refusal(
@@ -223,9 +222,8 @@ def _explain_choice(chosen: Candidate, ranking: Ranking, without_quota: tuple[st
 
 
 def _explain_grant(grant: Grant, tenant: Tenant) -> Decision:
-    devices = grant.replicas * grant.devices_per_replica
     name = tenant.metadata.name
     # Figures of other services stay out: they would rewrite this service's status whenever a neighbour scales.
     return decide(
-        "quota", f"{devices} x {grant.gpu_class}", f"reserved of the {grant.nominal} that Tenant {name} may hold"
+        "quota", f"{grant.replicas * grant.devices_per_replica} x {grant.gpu_class}", f"reserved of the {grant.nominal} that Tenant {name} may hold"
     )

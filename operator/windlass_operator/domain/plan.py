@@ -122,7 +122,7 @@ def plan_service(service: InferenceService, snapshot: Snapshot, settings: FleetS
         generation=service.metadata.generation,
         tenant=launch.tenant,
         neighbours=_neighbours(key.namespace, snapshot, settings),
-        action=_choose_action(verdict, workload),
+        action=_choose_action(service, verdict, workload),
         launch=launch,
         source=source if isinstance(source, ModelSource) else ModelSource(SourceKind.FILE, ""),
         gpu_class=_gpu_choice(service, verdict),
@@ -148,11 +148,12 @@ def _carried_out(verdict: Admission) -> bool:
     return verdict.refusal is None or verdict.limited
 
 
-def _choose_action(verdict: Admission, workload: Workload | None) -> Action:
+def _choose_action(service: InferenceService, verdict: Admission, workload: Workload | None) -> Action:
     if _carried_out(verdict):
         return Action.APPLY
     runs = workload is not None and (workload.replicas > 0 or workload.wanted > 0)
-    return Action.HOLD if runs else Action.REMOVE
+    # Suspending must stop a service, also one that would be refused.
+    return Action.HOLD if runs and not service.spec.suspend else Action.REMOVE
 
 
 def _gpu_choice(service: InferenceService, verdict: Admission) -> GpuChoice | None:

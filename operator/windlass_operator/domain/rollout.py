@@ -57,15 +57,15 @@ def rollout_room(
 ) -> int | None:
     """Further replicas that devices and quota allow, as a rollout sees it.
 
-    A surge pod that exists already counts as room, else the plan would flip in the middle of a rollout. Once the scheduler
-    says that it cannot place that pod, somebody outside our books holds the devices: then there is no room.
+    A surge pod that exists already counts as room, else the plan would flip in the middle of a rollout. While scheduler
+    or quota hold pods back, somebody outside our books has the devices: then there is no room, whatever we count.
     """
+    if workload.pending_reason:
+        return 0
     if free_devices is None:
         return None
-    surging = max(0, workload.replicas - workload.wanted)
-    if surging and workload.pending_reason:
-        return 0
     spare = free_devices if quota_spare is None else min(free_devices, quota_spare)
+    surging = max(0, workload.replicas - workload.wanted)
     return max(0, spare // devices_per_replica + surging)
 
 

@@ -16,7 +16,8 @@ from windlass_operator.domain.plan import ServicePlan, TenantPlan
 from windlass_operator.render.manifest import Manifest, build_manifest, product_labels, service_child
 
 _NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
-_LINK_LOCAL: Final = "169.254.0.0/16"
+_METADATA_V4: Final = ["169.254.0.0/16"]
+_METADATA_V6: Final = ["fe80::/10", "fd00:ec2::254/128"]
 """Cloud metadata services live here; a pod that reaches one may borrow its node's identity."""
 _NODE_LOCAL_DNS: Final = "169.254.20.10/32"
 
@@ -82,6 +83,6 @@ def _to_dns(settings: FleetSettings) -> dict[str, Any]:
 
 
 _TO_HTTPS: Final[dict[str, Any]] = {
-    "to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": [_LINK_LOCAL]}}, {"ipBlock": {"cidr": "::/0"}}],
+    "to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": _METADATA_V4}}, {"ipBlock": {"cidr": "::/0", "except": _METADATA_V6}}],
     "ports": [{"port": 443, "protocol": "TCP"}],
 }
