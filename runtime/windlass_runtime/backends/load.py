@@ -17,6 +17,7 @@ from windlass_runtime.checkpoint.tensors import CheckpointTensors
 from windlass_runtime.errors import CapacityError
 from windlass_runtime.kv.store import PageStore, choose_page_count
 from windlass_runtime.model.decoder import Decoder
+from windlass_runtime.model.torch_arithmetic import TorchArithmetic
 from windlass_runtime.model.weights import load_weights, weight_bytes
 
 _DTYPES: Final[Mapping[Precision, torch.dtype]] = {
@@ -53,7 +54,7 @@ def load_backend(
     limit = min(max_sequence_tokens, spec.max_positions) if max_sequence_tokens else spec.max_positions
     with torch.inference_mode(), CheckpointTensors(folder, spec) as tensors:
         _refuse_oversized(spec, dtype, target)
-        weights = load_weights(spec, tensors, dtype=dtype, device=target)
+        weights = load_weights(spec, tensors, dtype=dtype, norm_dtype=dtype, device=target)
     page_count = choose_page_count(
         spec,
         dtype,
@@ -64,7 +65,7 @@ def load_backend(
     )
     with torch.inference_mode():
         store = PageStore(spec, page_count, dtype=dtype, device=target)
-    return TorchBackend(Decoder(spec, weights), store, limit)
+    return TorchBackend(Decoder(spec, weights, TorchArithmetic(spec, target)), store, limit)
 
 
 def choose_dtype(precision: Precision, spec: ModelSpec, device: torch.device) -> torch.dtype:

@@ -74,8 +74,8 @@ class LayerPages:
     def write(self, page_ids: torch.Tensor, offsets: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store T tokens.
 
-        page_ids  [T] int64    page of each token
-        offsets   [T] int64    position within the page, 0 .. PAGE_TOKENS - 1
+        page_ids  [T] int32    page of each token
+        offsets   [T] int32    position within the page, 0 .. PAGE_TOKENS - 1
         keys      [T, H, D]    copied; values alike
         """
         self.keys[page_ids, :, offsets] = keys
@@ -84,7 +84,7 @@ class LayerPages:
     def gather(self, page_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of n pages in order.
 
-        page_ids  [n] int64
+        page_ids  [n] int32
         returns   two [H, n * PAGE_TOKENS, D], newly allocated
         """
         keys, values = self.keys.transpose(0, 1), self.values.transpose(0, 1)

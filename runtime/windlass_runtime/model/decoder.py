@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional
 
 from windlass_runtime.checkpoint.spec import ModelSpec
-from windlass_runtime.kv.store import LayerPages, PageStore
-from windlass_runtime.model.attention import attend
+from windlass_runtime.kv.store import PageStore
+from windlass_runtime.model.arithmetic import Arithmetic
 from windlass_runtime.model.ragged import RaggedStep
-from windlass_runtime.model.rope import inverse_frequencies, rotate_, rotations
-from windlass_runtime.model.weights import LayerWeights, Projection, Weights
+from windlass_runtime.model.weights import LayerWeights, Weights
 
 
 class Decoder:
     """A model on one device. Holds no state between steps besides its weights."""
 
-    def __init__(self, spec: ModelSpec, weights: Weights) -> None:
+    def __init__(self, spec: ModelSpec, weights: Weights, arithmetic: Arithmetic) -> None:
         self.spec = spec
         self.weights = weights
-        self._frequencies = inverse_frequencies(spec.rope).to(weights.embedding.device)
+        self._arithmetic = arithmetic
 
     def forward(self, step: RaggedStep, store: PageStore, logit_rows: torch.Tensor) -> torch.Tensor:
         """Compute a step and write its keys and values into the store.
@@ -27,62 +25,30 @@ class Decoder:
         logit_rows  [N] int64     indices into the step's T tokens whose logits are wanted
         returns     [N, V] float32, newly allocated
         """
-        hidden = functional.embedding(step.token_ids, self.weights.embedding)
-        turns = rotations(step.positions, self._frequencies)
-        for weights, pages, window in zip(self.weights.layers, store.layers, self.spec.windows, strict=True):
-            hidden = self._layer(hidden, weights, step, turns, pages, window)
-        if not len(logit_rows):
-            return hidden.new_empty((0, self.spec.vocabulary_size), dtype=torch.float32)
-        wanted = self._norm(hidden.index_select(0, logit_rows), self.weights.final_norm)
-        return functional.linear(wanted, self.weights.head).float()
+        arithmetic, attention = self._arithmetic, self._arithmetic.begin(step)
+        residual = arithmetic.embed(step.token_ids, self.weights.embedding)
+        normed, delta = arithmetic.norm(residual, self.weights.layers[0].attention_norm), residual
+        for index, (weights, pages) in enumerate(zip(self.weights.layers, store.layers, strict=True)):
+            if index:
+                normed = arithmetic.add_norm(residual, delta, weights.attention_norm)
+            queried = arithmetic.project(normed, weights.query_key_value)
+            attended = attention.attend(queried, weights, pages, self.spec.windows[index])
+            delta = arithmetic.project(attended, weights.output)
+            if weights.attention_output_norm is not None:
+                delta = arithmetic.norm(delta, weights.attention_output_norm)
+            delta = self._feed_forward(arithmetic.add_norm(residual, delta, weights.feed_forward_norm), weights)
+        return self._logits(residual.index_select(0, logit_rows), delta.index_select(0, logit_rows))
 
-    def _layer(
-        self,
-        hidden: torch.Tensor,
-        weights: LayerWeights,
-        step: RaggedStep,
-        turns: torch.Tensor,
-        pages: LayerPages,
-        window: int | None,
-    ) -> torch.Tensor:
-        attended = self._attention(self._norm(hidden, weights.attention_norm), weights, step, turns, pages, window)
-        if weights.attention_output_norm is not None:
-            attended = self._norm(attended, weights.attention_output_norm)
-        hidden = attended.add_(hidden)
-        fed = _feed_forward(self._norm(hidden, weights.feed_forward_norm), weights)
+    def _feed_forward(self, normed: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
+        arithmetic = self._arithmetic
+        gated = arithmetic.gate(arithmetic.project(normed, weights.gate_up))
+        delta = arithmetic.project(gated, weights.down)
         if weights.feed_forward_output_norm is not None:
-            fed = self._norm(fed, weights.feed_forward_output_norm)
-        return fed.add_(hidden)
+            delta = arithmetic.norm(delta, weights.feed_forward_output_norm)
+        return delta
 
-    def _attention(
-        self,
-        hidden: torch.Tensor,
-        weights: LayerWeights,
-        step: RaggedStep,
-        turns: torch.Tensor,
-        pages: LayerPages,
-        window: int | None,
-    ) -> torch.Tensor:
-        spec = self.spec
-        heads = _project(hidden, weights.query_key_value).view(len(hidden), -1, spec.head_size)
-        rotated = spec.query_heads + spec.key_value_heads
-        if weights.query_norm is not None and weights.key_norm is not None:
-            query, key = heads[:, : spec.query_heads], heads[:, spec.query_heads : rotated]
-            query.copy_(self._norm(query, weights.query_norm))
-            key.copy_(self._norm(key, weights.key_norm))
-        rotate_(heads[:, :rotated], turns)
-        query, key, value = torch.split(heads, [spec.query_heads, spec.key_value_heads, spec.key_value_heads], dim=1)
-        pages.write(step.page_ids, step.offsets, key, value)
-        return _project(attend(step, query, pages, window).flatten(1), weights.output)
-
-    def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(hidden, weight.shape, weight, self.spec.norm_epsilon)
-
-
-def _project(inputs: torch.Tensor, projection: Projection) -> torch.Tensor:
-    return functional.linear(inputs, projection.weight, projection.bias)
-
-
-def _feed_forward(hidden: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
-    gate, up = _project(hidden, weights.gate_up).chunk(2, dim=-1)
-    return _project(functional.silu(gate).mul_(up), weights.down)
+    def _logits(self, residual: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        if not len(residual):
+            return residual.new_empty((0, self.spec.vocabulary_size), dtype=torch.float32)
+        normed = self._arithmetic.add_norm(residual, delta, self.weights.final_norm)
+        return self._arithmetic.project(normed, self.weights.head).float()

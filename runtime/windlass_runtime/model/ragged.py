@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from windlass_runtime.kv.store import PAGE_TOKENS
+from windlass_runtime.kv.store import PAGE_TOKENS, sequence_pages
 
 
 class SequenceChunk(Protocol):
@@ -32,8 +32,6 @@ class Span:
     """Tokens computed now."""
     start: int
     """Position of its first token, equal to the tokens before it in the cache."""
-    pages: torch.Tensor
-    """[n] int64, oldest first; covers positions 0 .. start + count - 1."""
 
     @property
     def stop(self) -> int:
@@ -44,47 +42,51 @@ class Span:
         """Positions in the cache once this step's tokens are written."""
         return self.start + self.count
 
+    @property
+    def pages(self) -> int:
+        """Pages in use once this step's tokens are written."""
+        return sequence_pages(self.end)
+
 
 @dataclass(frozen=True, slots=True)
 class RaggedStep:
-    """T tokens of S sequences."""
+    """T tokens of R sequences. All tensors are int32, dense, on one device."""
 
     token_ids: torch.Tensor
-    """[T] int64"""
+    """[T]"""
     positions: torch.Tensor
-    """[T] int64"""
-    page_ids: torch.Tensor
-    """[T] int64: page that takes each token's key and value."""
-    offsets: torch.Tensor
-    """[T] int64: position within that page."""
+    """[T]"""
+    slots: torch.Tensor
+    """[T]: page * PAGE_TOKENS + offset that takes each token's key and value."""
+    row_of: torch.Tensor
+    """[T]: index of each token's sequence."""
+    page_tables: torch.Tensor
+    """[R, B]: page ids of each sequence, oldest first, padded with 0."""
     spans: tuple[Span, ...]
-    """In order of `first`."""
+    """R, in order of `first`."""
 
 
 def lay_out(chunks: Sequence[SequenceChunk], device: torch.device) -> RaggedStep:
     """Flatten a step; one transfer to the device."""
     tokens: list[int] = []
     positions: list[int] = []
-    pages: list[int] = []
+    slots: list[int] = []
+    row_of: list[int] = []
     tables: list[int] = []
-    for chunk in chunks:
-        end = chunk.start + len(chunk.token_ids)
-        tokens += chunk.token_ids
-        positions += range(chunk.start, end)
-        pages += [chunk.page_table[position // PAGE_TOKENS] for position in range(chunk.start, end)]
-        tables += chunk.page_table[: -(-end // PAGE_TOKENS)]
-    flat = torch.tensor(tokens + positions + pages + tables, dtype=torch.int64).to(device, non_blocking=True)
-    count = len(tokens)
-    token_ids, position_ids, page_ids = flat[:count], flat[count : 2 * count], flat[2 * count : 3 * count]
-    return RaggedStep(token_ids, position_ids, page_ids, position_ids % PAGE_TOKENS, _spans(chunks, flat[3 * count :]))
-
-
-def _spans(chunks: Sequence[SequenceChunk], tables: torch.Tensor) -> tuple[Span, ...]:
     spans: list[Span] = []
-    first = page = 0
-    for chunk in chunks:
-        count = len(chunk.token_ids)
-        pages = -(-(chunk.start + count) // PAGE_TOKENS)
-        spans.append(Span(first, count, chunk.start, tables[page : page + pages]))
-        first, page = first + count, page + pages
-    return tuple(spans)
+    width = max((sequence_pages(chunk.start + len(chunk.token_ids)) for chunk in chunks), default=0)
+    for row, chunk in enumerate(chunks):
+        span = Span(len(tokens), len(chunk.token_ids), chunk.start)
+        tokens += chunk.token_ids
+        positions += range(span.start, span.end)
+        slots += [
+            chunk.page_table[position // PAGE_TOKENS] * PAGE_TOKENS + position % PAGE_TOKENS
+            for position in range(span.start, span.end)
+        ]
+        row_of += [row] * span.count
+        tables += [*chunk.page_table[: span.pages], *[0] * (width - span.pages)]
+        spans.append(span)
+    flat = torch.tensor(tokens + positions + slots + row_of + tables, dtype=torch.int32).to(device, non_blocking=True)
+    count = len(tokens)
+    token_ids, position_ids, slot_ids, rows = flat[: 4 * count].view(4, count).unbind()
+    return RaggedStep(token_ids, position_ids, slot_ids, rows, flat[4 * count :].view(len(spans), width), tuple(spans))

@@ -30,10 +30,10 @@ def _stretch_low_frequencies(frequencies: torch.Tensor, scaling: Llama3Scaling) 
     return kept * frequencies + (1 - kept) * frequencies / scaling.factor
 
 
-def rotations(positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+def turns_of(positions: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
     """Unit complex numbers to multiply with.
 
-    positions    [T] int64
+    positions    [T] int32
     frequencies  [R] float32
     returns      [T, 1, R] complex64; the middle axis spans heads
     """

@@ -50,14 +50,14 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A whole model on one device in one number format."""
+    """A whole model on one device. Norms may be kept in a wider format than matrices."""
 
     embedding: torch.Tensor
     """[V, E]"""
     layers: tuple[LayerWeights, ...]
     final_norm: torch.Tensor
     """[E]"""
-    head: torch.Tensor
+    head: Projection
     """[V, E]; the embedding itself when tied."""
     size_bytes: int
 
@@ -67,15 +67,22 @@ def weight_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
     return sum(torch.Size(shape).numel() for shape in layout.expected_tensors(spec).values()) * dtype.itemsize
 
 
-def load_weights(spec: ModelSpec, tensors: CheckpointTensors, *, dtype: torch.dtype, device: torch.device) -> Weights:
+def load_weights(
+    spec: ModelSpec,
+    tensors: CheckpointTensors,
+    *,
+    dtype: torch.dtype,
+    norm_dtype: torch.dtype,
+    device: torch.device,
+) -> Weights:
     """Read the model. Peak memory is the result plus one read chunk."""
-    reader = _Reader(spec, tensors, dtype, device)
+    reader = _Reader(spec, tensors, dtype, norm_dtype, device)
     embedding = reader.read(layout.EMBEDDING, spec.vocabulary_size, spec.hidden_size)
     return Weights(
         embedding=embedding,
         layers=tuple(reader.read_layer(layout.layer_prefix(layer)) for layer in range(spec.layer_count)),
-        final_norm=reader.read(layout.FINAL_NORM, spec.hidden_size),
-        head=embedding if spec.tied_head else reader.read(layout.HEAD, spec.vocabulary_size, spec.hidden_size),
+        final_norm=reader.read_norm(layout.FINAL_NORM, spec.hidden_size),
+        head=Projection(embedding if spec.tied_head else reader.read(layout.HEAD, *embedding.shape), None),
         size_bytes=weight_bytes(spec, dtype),
     )
 
@@ -85,6 +92,7 @@ class _Reader:
     spec: ModelSpec
     tensors: CheckpointTensors
     dtype: torch.dtype
+    norm_dtype: torch.dtype
     device: torch.device
 
     def read(self, name: str, *shape: int) -> torch.Tensor:
@@ -92,11 +100,16 @@ class _Reader:
         self.tensors.read_into(name, tensor)
         return tensor
 
+    def read_norm(self, name: str, size: int) -> torch.Tensor:
+        tensor = torch.empty(size, dtype=self.norm_dtype, device=self.device)
+        self.tensors.read_into(name, tensor)
+        return tensor
+
     def read_layer(self, prefix: str) -> LayerWeights:
         spec, hidden = self.spec, self.spec.hidden_size
         gate_up = ("gate_up_proj",) if spec.fused_gate_up else ("gate_proj", "up_proj")
         return LayerWeights(
-            attention_norm=self.read(f"{prefix}input_layernorm.weight", hidden),
+            attention_norm=self.read_norm(f"{prefix}input_layernorm.weight", hidden),
             query_key_value=self._read_query_key_value(f"{prefix}self_attn."),
             query_norm=self._read_head_norm(f"{prefix}self_attn.q_norm.weight"),
             key_norm=self._read_head_norm(f"{prefix}self_attn.k_norm.weight"),
@@ -104,7 +117,7 @@ class _Reader:
                 (f"{prefix}self_attn.o_proj",), (hidden,), spec.query_heads * spec.head_size, spec.output_bias
             ),
             attention_output_norm=self._read_sandwich_norm(f"{prefix}post_self_attn_layernorm.weight"),
-            feed_forward_norm=self.read(f"{prefix}post_attention_layernorm.weight", hidden),
+            feed_forward_norm=self.read_norm(f"{prefix}post_attention_layernorm.weight", hidden),
             gate_up=self._read_stacked(
                 tuple(f"{prefix}mlp.{name}" for name in gate_up),
                 (2 * spec.feed_forward_size // len(gate_up),) * len(gate_up),
@@ -146,13 +159,13 @@ class _Reader:
     def _read_head_norm(self, name: str) -> torch.Tensor | None:
         if not self.spec.query_key_norm:
             return None
-        norm = self.read(name, self.spec.head_size)
+        norm = self.read_norm(name, self.spec.head_size)
         if not self.spec.rope.interleaved:
             pair_neighbours(norm, self.spec.rope.rotary_size)
         return norm
 
     def _read_sandwich_norm(self, name: str) -> torch.Tensor | None:
-        return self.read(name, self.spec.hidden_size) if self.spec.sandwich_norms else None
+        return self.read_norm(name, self.spec.hidden_size) if self.spec.sandwich_norms else None
 
 
 def pair_neighbours(head: torch.Tensor, rotary_size: int) -> None:
