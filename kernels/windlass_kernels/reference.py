@@ -63,7 +63,7 @@ def rope_and_store(
     """See `ops.rope_and_store`; returns q [T, H, D], writes the pages."""
     _, kv_heads, page_tokens, width = key_pages.shape
     tokens = qkv.shape[0]
-    q, k, v = torch.split(qkv.to(dtype).view(tokens, -1, width), (heads, kv_heads, kv_heads), dim=1)
+    q, k, v = torch.split(qkv.to(dtype).view(tokens, -1, width), [heads, kv_heads, kv_heads], dim=1)
     q = q if q_norm is None else rms_norm(q, q_norm, eps, dtype)
     k = k if k_norm is None else rms_norm(k, k_norm, eps, dtype)
     at = positions.long()

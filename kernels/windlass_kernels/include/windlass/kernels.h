@@ -1,0 +1,13 @@
+// Fills the table of one instruction set. Included once by each translation unit under cpu/ that names its set.
+#pragma once
+#include "windlass/attention.h"
+#include "windlass/linear.h"
+#include "windlass/rowwise.h"
+
+#define WL_TEXT_OF(name) #name
+#define WL_TEXT(name) WL_TEXT_OF(name)
+
+namespace windlass::WL_ISA {
+extern const KernelTable table;
+const KernelTable table{WL_TEXT(WL_ISA), linear, norm, silu_mul, rope_and_store, paged_attention};
+}  // namespace windlass::WL_ISA

@@ -1,0 +1,124 @@
+// The small ops between matrix products, each row on its own: a fixed order per row, so batch invariant by construction.
+//
+// norm       reads and writes each row once (twice with a residual): M * F * 8 or 16 bytes, in cache during decoding.
+// silu_mul   M * F * 12 bytes.
+// rope       T * (H + 2G) * D * 4 bytes in, queries out, keys and values into their pages in the storage type.
+// Few rows run on the calling thread: a fork costs more than 16 KB of work.
+#pragma once
+#include "windlass/linear.h"
+#include "windlass/pool.h"
+#include "windlass/table.h"
+#include "windlass/vec.h"
+
+namespace windlass::WL_ISA {
+
+constexpr int64_t kSerialFloats = 16384;
+
+// Split `rows` of `floats` each over the threads where that pays.
+template <class Body>
+WL_INLINE void for_rows(int64_t rows, int64_t floats, const Body& body) {
+  const int64_t per_chunk = kSerialFloats / (floats + 1) + 1;
+  for_chunks((rows + per_chunk - 1) / per_chunk, [&](int64_t c) {
+    for (int64_t row = c * per_chunk; row < smaller((c + 1) * per_chunk, rows); ++row) body(row);
+  });
+}
+
+WL_INLINE float inverse_root_mean_square(const float* x, int64_t count, float eps) {
+  Vec squares = zero();
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) squares = fma(load(x + i), load(x + i), squares);
+  if (i < count) {
+    const Vec rest = load_first(x + i, int(count - i));
+    squares = fma(rest, rest, squares);
+  }
+  return 1.0f / __builtin_sqrtf(sum(squares) / float(count) + eps);
+}
+
+WL_INLINE void normalise(const float* x, const float* weight, int64_t count, float eps, float* y) {
+  const float scale = inverse_root_mean_square(x, count, eps);
+  for (int64_t i = 0; i < count; ++i) y[i] = x[i] * scale * weight[i];
+}
+
+static void norm(const NormArgs& a) {
+  for_rows(a.m, a.f, [&](int64_t m) {
+    float* x = a.x + m * a.f;
+    if (a.delta != nullptr)
+      for (int64_t i = 0; i < a.f; ++i) x[i] += a.delta[m * a.f + i];
+    normalise(x, a.weight, a.f, a.eps, a.y + m * a.f);
+  });
+}
+
+WL_INLINE Vec silu_times(Vec gate, Vec up) {
+  return mul(div(gate, add(all(1.0f), exponential(sub(zero(), gate)))), up);
+}
+
+static void silu_mul(const SiluArgs& a) {
+  constexpr int64_t kSpan = 2048;
+  const int64_t spans = (a.f + kSpan - 1) / kSpan;
+  for_rows(a.m * spans, 4 * smaller(kSpan, a.f), [&](int64_t at) {
+    const int64_t m = at / spans, from = at % spans * kSpan, to = smaller(from + kSpan, a.f);
+    const float* gate = a.gate_up + m * 2 * a.f;
+    const float* up = gate + a.f;
+    float* y = a.y + m * a.f;
+    int64_t i = from;
+    for (; i + kLanes <= to; i += kLanes) store(y + i, silu_times(load(gate + i), load(up + i)));
+    if (i < to) store_first(y + i, silu_times(load_first(gate + i, int(to - i)), load_first(up + i, int(to - i))), int(to - i));
+  });
+}
+
+// Turn one head in place.
+WL_INLINE void rotate(float* x, const float* cos, const float* sin, int64_t half, bool interleaved) {
+  if (interleaved) {
+    for (int64_t i = 0; i < half; ++i) {
+      const float a = x[2 * i], b = x[2 * i + 1];
+      x[2 * i] = a * cos[i] - b * sin[i];
+      x[2 * i + 1] = a * sin[i] + b * cos[i];
+    }
+    return;
+  }
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[i], b = x[i + half];
+    x[i] = a * cos[i] - b * sin[i];
+    x[i + half] = a * sin[i] + b * cos[i];
+  }
+}
+
+template <class T>
+WL_INLINE void store_head(const float* x, int64_t width, void* pages, int64_t kv_heads, int64_t head, int64_t slot) {
+  const int64_t page = slot / kPageTokens, offset = slot % kPageTokens;
+  T* out = static_cast<T*>(pages) + ((page * kv_heads + head) * kPageTokens + offset) * width;
+  for (int64_t i = 0; i < width; ++i) narrow(x[i], out[i]);
+}
+
+template <class T>
+static void rope_token(const RopeArgs& a, int64_t t) {
+  const float* qkv = a.qkv + t * (a.heads + 2 * a.kv_heads) * a.width;
+  const float* cos = a.cos + int64_t(a.positions[t]) * a.half;
+  const float* sin = a.sin + int64_t(a.positions[t]) * a.half;
+  float* turned = scratch(Scratch::kAttention, size_t(a.width));
+  for (int64_t h = 0; h < a.heads + a.kv_heads; ++h) {
+    const bool is_query = h < a.heads;
+    const float* weight = is_query ? a.q_norm : a.k_norm;
+    float* out = is_query ? a.q + (t * a.heads + h) * a.width : turned;
+    if (!is_query && a.slots[t] < 0) return;
+    if (weight != nullptr) normalise(qkv + h * a.width, weight, a.width, a.eps, out);
+    else std::memcpy(out, qkv + h * a.width, size_t(a.width) * sizeof(float));
+    rotate(out, cos, sin, a.half, a.interleaved != 0);
+    if (!is_query) store_head<T>(out, a.width, a.key_pages, a.kv_heads, h - a.heads, a.slots[t]);
+  }
+  const float* values = qkv + (a.heads + a.kv_heads) * a.width;
+  for (int64_t g = 0; g < a.kv_heads; ++g)
+    store_head<T>(values + g * a.width, a.width, a.value_pages, a.kv_heads, g, a.slots[t]);
+}
+
+static void rope_and_store(const RopeArgs& a) {
+  for_rows(a.tokens, (a.heads + 2 * a.kv_heads) * a.width, [&](int64_t t) {
+    switch (a.storage) {
+      case kFloat32: return rope_token<float>(a, t);
+      case kBfloat16: return rope_token<Bfloat16>(a, t);
+      default: return rope_token<Float16>(a, t);
+    }
+  });
+}
+
+}  // namespace windlass::WL_ISA

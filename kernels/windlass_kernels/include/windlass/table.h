@@ -1,0 +1,74 @@
+// What one instruction set offers: a table of ops. Each translation unit under cpu/ fills one; the entry picks it at run time.
+// Arguments are raw pointers to contiguous arrays; the Python side has checked shapes and types.
+#pragma once
+#include <cstdint>
+
+namespace windlass {
+
+enum Storage : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+
+constexpr int64_t kPageTokens = 64;
+
+struct LinearArgs {
+  const float* x;      // [M, K]
+  const void* weight;  // [N, K] of `storage`
+  const float* bias;   // [N] or null
+  float* y;            // [M, N]
+  int64_t m, n, k;
+  int32_t storage;
+};
+
+struct NormArgs {
+  float* x;            // [M, F]; gains `delta` first where that is set
+  const float* delta;  // [M, F] or null
+  const float* weight; // [F]
+  float* y;            // [M, F]
+  int64_t m, f;
+  float eps;
+};
+
+struct SiluArgs {
+  const float* gate_up;  // [M, 2F]
+  float* y;              // [M, F]
+  int64_t m, f;
+};
+
+struct RopeArgs {
+  const float* qkv;          // [T, (H + 2G) * D]
+  const float* cos;          // [L, C]
+  const float* sin;          // [L, C]
+  const int32_t* positions;  // [T]
+  const int32_t* slots;      // [T]; negative: nothing is stored
+  void* key_pages;           // [P, G, 64, D] of `storage`
+  void* value_pages;         // the same
+  const float* q_norm;       // [D] or null
+  const float* k_norm;       // [D] or null
+  float* q;                  // [T, H, D]
+  int64_t tokens, heads, kv_heads, width, half;
+  float eps;
+  int32_t interleaved, storage;
+};
+
+struct AttentionArgs {
+  const float* query;         // [T, H, D]
+  const void* key_pages;      // [P, G, 64, D] of `storage`
+  const void* value_pages;    // the same
+  const int32_t* page_table;  // [R, B]
+  const int32_t* row_of;      // [T]
+  const int32_t* positions;   // [T]
+  float* y;                   // [T, H, D]
+  int64_t tokens, heads, kv_heads, width, table_width, window;
+  float scale;
+  int32_t storage;
+};
+
+struct KernelTable {
+  const char* name;
+  void (*linear)(const LinearArgs&);
+  void (*norm)(const NormArgs&);
+  void (*silu_mul)(const SiluArgs&);
+  void (*rope_and_store)(const RopeArgs&);
+  void (*paged_attention)(const AttentionArgs&);
+};
+
+}  // namespace windlass
