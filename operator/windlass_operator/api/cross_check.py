@@ -47,9 +47,14 @@ def _namespaces_with_two_owners(loaded: Loaded) -> Iterator[Problem]:
                 )
 
 
+def _some_are_broken(loaded: Loaded, kind: str) -> bool:
+    """Whether an object of the kind was left out for its errors; then a missing target proves nothing."""
+    return any(problem.subject.startswith(f"{kind} ") for problem in loaded.problems)
+
+
 def _unknown_classes(loaded: Loaded) -> Iterator[Problem]:
     known = [item.metadata.name for item in loaded.gpu_classes]
-    if not known:
+    if not known or _some_are_broken(loaded, "GPUClass"):
         return
     expected = "a GPUClass of these files, " + ", ".join(known)
     for service in loaded.services:
@@ -66,7 +71,7 @@ def _unknown_classes(loaded: Loaded) -> Iterator[Problem]:
 
 def _services_against_tenants(loaded: Loaded) -> Iterator[Problem]:
     owners = {namespace: tenant for tenant in loaded.tenants for namespace in tenant.spec.namespaces}
-    for service in loaded.services if owners else ():
+    for service in loaded.services if owners and not _some_are_broken(loaded, "Tenant") else ():
         tenant = owners.get(service.metadata.namespace)
         if tenant is None:
             yield _problem(

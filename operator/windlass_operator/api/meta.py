@@ -94,24 +94,23 @@ Conditions = Annotated[
 ]
 
 
+EXISTS_HAS_NO_VALUE: Final = rule(
+    "self.operator != 'Exists' || !has(self.value) || self.value == ''",
+    "no value with operator Exists",
+    field=".value",
+)
+EQUAL_HAS_A_KEY: Final = rule(
+    "self.operator != 'Equal' || (has(self.key) && self.key != '')",
+    "a taint key with operator Equal",
+    found="'none'",
+    field=".key",
+)
+
+
 class Toleration(ApiModel):
     """core/v1 Toleration without tolerationSeconds."""
 
-    model_config = ConfigDict(
-        json_schema_extra=constrained(
-            rule(
-                "self.operator != 'Exists' || !has(self.value) || self.value == ''",
-                "no value with operator Exists",
-                field=".value",
-            ),
-            rule(
-                "self.operator != 'Equal' || (has(self.key) && self.key != '')",
-                "a taint key with operator Equal",
-                found="'none'",
-                field=".key",
-            ),
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=constrained(EXISTS_HAS_NO_VALUE, EQUAL_HAS_A_KEY))
 
     key: Annotated[
         str,

@@ -14,6 +14,11 @@ from typing import Any, Final
 import cel
 
 EXTENSION: Final = "x-kubernetes-validations"
+OFFLINE_WORDS: Final = "messageExpressionOffline"
+"""Key of a message expression that only `windlass validate` evaluates; it never enters a CRD.
+
+The API server estimates the text of a number as unbounded and refuses the whole schema for its cost.
+"""
 
 Schema = dict[str, Any]
 
@@ -27,7 +32,8 @@ def rule(expression: str, expected: str, found: str = "", field: str = "") -> di
     """
     entry = {"rule": expression, "message": f"expected {expected}", "reason": "FieldValueInvalid"}
     if found:
-        entry["messageExpression"] = f'"expected {expected}, found " + {found}'
+        key = OFFLINE_WORDS if "string(" in found else "messageExpression"
+        entry[key] = f'"expected {expected}, found " + {found}'
     if field:
         entry["fieldPath"] = field
     return entry
@@ -73,6 +79,16 @@ def broken_rules(schema: Mapping[str, Any], value: Any) -> Iterator[tuple[Mappin
 
 
 def _found_words(entry: Mapping[str, str], value: Any) -> str:
-    if "messageExpression" not in entry:
+    words = entry.get("messageExpression") or entry.get(OFFLINE_WORDS)
+    if words is None:
         return ""
-    return str(evaluate(entry["messageExpression"], value)).removeprefix(f"{entry['message']}, found ")
+    return str(evaluate(words, value)).removeprefix(f"{entry['message']}, found ")
+
+
+def without_offline_words(schema: Any) -> Any:
+    """Return the schema as an API server takes it; the argument unchanged."""
+    if isinstance(schema, dict):
+        return {name: without_offline_words(child) for name, child in schema.items() if name != OFFLINE_WORDS}
+    if isinstance(schema, list):
+        return [without_offline_words(child) for child in schema]
+    return schema

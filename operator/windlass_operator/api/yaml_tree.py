@@ -21,6 +21,9 @@ MAX_DEPTH: Final = 64
 MAX_VALUES: Final = 100_000
 """Values of one document with aliases expanded; a fleet of thousands of services is thousands of documents."""
 
+MAX_STREAM_VALUES: Final = 1_000_000
+"""Values of all documents of a stream together, so that many small bombs are no better than a large one."""
+
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -79,8 +82,15 @@ class Document:
 
 def parse_documents(text: str) -> Iterator[Document]:
     """Yield the documents of a stream. Raises nothing; a document that cannot be read carries its trouble."""
+    total = 0
     for first_line, chunk in _split(text):
-        yield from _parse_chunk(chunk, first_line)
+        for document in _parse_chunk(chunk, first_line):
+            total += document.root.size if document.root else 0
+            if total > MAX_STREAM_VALUES:
+                expected = f"at most {MAX_STREAM_VALUES} values in a file"
+                yield Document(document.line, None, (Trouble(document.line, "more than that", expected),))
+                return
+            yield document
 
 
 def _split(text: str) -> Iterator[tuple[int, str]]:

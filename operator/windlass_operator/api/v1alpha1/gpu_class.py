@@ -17,6 +17,9 @@ NAME_IS_A_LABEL: Final = rule(
     "a name of at most 63 lower-case letters, digits and dashes, because services and labels carry it",
     found="self.metadata.name",
 )
+RESOURCE_IS_A_DEVICE: Final = rule(
+    "!self.matches('(^|[.])kubernetes[.]io/')", "the resource of a device plugin, outside kubernetes.io"
+)
 
 
 class GPUClassSpec(ApiModel):
@@ -35,11 +38,7 @@ class GPUClassSpec(ApiModel):
             max_length=128,
             pattern=RESOURCE_NAME,
             description="Extended resource to request; a MIG slice has its own, such as nvidia.com/mig-1g.18gb.",
-            json_schema_extra=constrained(
-                rule(
-                    "!self.matches('(^|[.])kubernetes[.]io/')", "the resource of a device plugin, outside kubernetes.io"
-                )
-            ),
+            json_schema_extra=constrained(RESOURCE_IS_A_DEVICE),
         ),
     ] = "nvidia.com/gpu"
     memory: Annotated[

@@ -1,0 +1,436 @@
+"""Every rule of the CRDs with manifests it accepts and refuses. Complete objects, so that a real API server can judge them too.
+
+A refused manifest breaks its rule and nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from windlass_operator.api import meta
+from windlass_operator.api.v1alpha1 import gpu_class, inference_service, tenant
+
+Manifest = dict[str, Any]
+
+REMOVED = object()
+"""Value that takes a field out of the base manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCase:
+    """One rule at one place."""
+
+    name: str
+    rule: Mapping[str, str]
+    """The entry of x-kubernetes-validations; empty for uniqueness by list type."""
+    path: str
+    """Where the refusal points to, as `windlass validate` writes it."""
+    accepted: tuple[Manifest, ...]
+    refused: tuple[Manifest, ...]
+
+
+def service(fields: Mapping[str, Any] | None = None, name: str = "chat") -> Manifest:
+    """An InferenceService with dotted fields of its spec set."""
+    base = {"model": {"uri": "hf://org/name"}}
+    return _manifest("InferenceService", name, base, fields or {}) | {
+        "metadata": {"name": name, "namespace": "default"}
+    }
+
+
+def tenant_of(fields: Mapping[str, Any] | None = None, name: str = "acme") -> Manifest:
+    """A Tenant with dotted fields of its spec set."""
+    return _manifest("Tenant", name, {"namespaces": ["team-acme"]}, fields or {})
+
+
+def gpu_class_of(fields: Mapping[str, Any] | None = None, name: str = "h200") -> Manifest:
+    """A GPUClass with dotted fields of its spec set."""
+    base = {"nodeSelector": {"gpu": "h200"}, "memory": "141Gi", "computeCapability": "9.0"}
+    return _manifest("GPUClass", name, base, fields or {})
+
+
+def _manifest(kind: str, name: str, base: Manifest, fields: Mapping[str, Any]) -> Manifest:
+    spec = copy.deepcopy(base)
+    for path, value in fields.items():
+        *parents, last = path.split(".")
+        target = spec
+        for step in parents:
+            target = target.setdefault(step, {})
+        target.pop(last, None)
+        if value is not REMOVED:
+            target[last] = value
+    return {"apiVersion": "windlass.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+def _uris(*uris: str) -> tuple[Manifest, ...]:
+    return tuple(service({"model.uri": uri}) for uri in uris)
+
+
+def _env(*names: str) -> tuple[Manifest, ...]:
+    return tuple(service({"podTemplate.env": [{"name": name, "value": "x"}]}) for name in names)
+
+
+def _labelled(field: str, *keys: str) -> tuple[Manifest, ...]:
+    return tuple(service({f"podTemplate.{field}": {key: "x"}}) for key in keys)
+
+
+def _subjects(*subjects: Manifest) -> tuple[Manifest, ...]:
+    return tuple(tenant_of({"subjects": [subject]}) for subject in subjects)
+
+
+def _scaled(minimum: int, maximum: int, floor: int = 1) -> Manifest:
+    return service({"scaling": {"minReplicas": minimum, "maxReplicas": maximum}, "rollout.minAvailable": floor})
+
+
+def _metric(kind: str, target: int) -> Manifest:
+    return service({"scaling": {"maxReplicas": 2, "metrics": [{"type": kind, "target": target}]}})
+
+
+_DIGESTS = ["0" * 64, "1" * 64]
+_BAD_KEYS = ("-a", "a_b/c", "a/b/c", "a b", "", "a/", "/a")
+_GOOD_KEYS = ("a", "team", "Example.com_x", "example.com/team", "a.b-c/D_e.f")
+
+_SERVICE_CASES = (
+    RuleCase(
+        "name fits children",
+        inference_service.NAME_FITS_CHILDREN,
+        "metadata.name",
+        (service(name="a"), service(name="a" * 40)),
+        (service(name="a" * 41), service(name="a" * 253)),
+    ),
+    RuleCase(
+        "name starts a service",
+        inference_service.NAME_STARTS_A_SERVICE,
+        "metadata.name",
+        (service(name="a-1"), service(name="chat7")),
+        (service(name="7chat"), service(name="a.b")),
+    ),
+    RuleCase(
+        "hf uri",
+        inference_service.URI_IS_A_HUB_NAME,
+        "spec.model.uri",
+        _uris("hf://org/name", "hf://Qwen/Qwen3-0.6B@main", "hf://org/name@refs/pr/1", "hf://a_b/c.d@0123abc"),
+        _uris(
+            "hf://name",
+            "hf://org/",
+            "hf:///name",
+            "hf://org/name/file",
+            "hf://org/name@",
+            "hf://org/name@a@b",
+            "hf://-o/n",
+        ),
+    ),
+    RuleCase(
+        "pvc uri",
+        inference_service.URI_IS_A_CLAIM,
+        "spec.model.uri",
+        _uris("pvc://models", "pvc://models/", "pvc://models/a/b", "pvc://models.v1/.hidden/..a/a..b", "pvc://m/a/./b"),
+        _uris(
+            "pvc://Models/a", "pvc:///a", "pvc://m/../other", "pvc://m/a/..", "pvc://m//a", "pvc://-m/a", "pvc://m/..//"
+        ),
+    ),
+    RuleCase(
+        "oci uri",
+        inference_service.URI_IS_AN_IMAGE,
+        "spec.model.uri",
+        _uris(
+            "oci://registry.example.com/models/a:v1",
+            "oci://localhost:5000/a",
+            f"oci://r.example.com/a/b__c@sha256:{'a' * 64}",
+            f"oci://r.example.com/a:v1@sha256:{'0' * 64}",
+        ),
+        _uris(
+            "oci://registry.example.com",
+            "oci://r/A",
+            "oci://r/a:",
+            "oci://r/a@sha256:12",
+            "oci://r:port/a",
+            "oci://r//a",
+        ),
+    ),
+    RuleCase(
+        "file uri",
+        inference_service.URI_IS_A_FILE,
+        "spec.model.uri",
+        _uris(
+            "file:///models/a",
+            "file:///models/a/",
+            "file://./a",
+            "file://../models/a",
+            "file://../../a",
+            "file:///a/..b/.c",
+        ),
+        _uris(
+            "file://models/a",
+            "file:///",
+            "file:///a/../b",
+            "file:///..",
+            "file://./../a",
+            "file://../a/../b",
+            "file:////a",
+        ),
+    ),
+    RuleCase(
+        "classes are distinct",
+        inference_service.CLASSES_ARE_DISTINCT,
+        "spec.accelerator.classes",
+        (service({"accelerator.classes": ["a", "b"]}),),
+        (service({"accelerator.classes": ["a", "b", "a"]}),),
+    ),
+    RuleCase(
+        "percent is at most 100",
+        inference_service.PERCENT_IS_AT_MOST_100,
+        "spec.scaling.metrics[0].target",
+        (
+            _metric("CPUUtilization", 100),
+            _metric("CacheUse", 80),
+            _metric("QueueDepth", 500),
+            _metric("RunningRequests", 101),
+        ),
+        (_metric("CPUUtilization", 101), _metric("CacheUse", 101)),
+    ),
+    RuleCase(
+        "maxReplicas is at least minReplicas",
+        inference_service.SCALING_HAS_ROOM,
+        "spec.scaling.maxReplicas",
+        (_scaled(1, 1), _scaled(2, 5)),
+        (_scaled(3, 2), _scaled(1000, 999)),
+    ),
+    RuleCase(
+        "replicas or scaling",
+        inference_service.ONE_OWNER_OF_REPLICAS,
+        "spec.replicas",
+        (service({"replicas": 2}), _scaled(1, 2), service()),
+        (service({"replicas": 1, "scaling.maxReplicas": 2}), service({"replicas": 0, "scaling.maxReplicas": 2})),
+    ),
+    RuleCase(
+        "minAvailable can hold",
+        inference_service.FLOOR_CAN_HOLD,
+        "spec.rollout.minAvailable",
+        (
+            service({"replicas": 3, "rollout.minAvailable": 3}),
+            service({"rollout.minAvailable": 1}),
+            service({"replicas": 0}),
+            service({"replicas": 0, "rollout.minAvailable": 5}),
+        ),
+        (service({"replicas": 2, "rollout.minAvailable": 3}), service({"rollout.minAvailable": 2})),
+    ),
+    RuleCase(
+        "minAvailable can hold after a scale-in",
+        inference_service.FLOOR_CAN_HOLD_WHEN_SCALED_IN,
+        "spec.rollout.minAvailable",
+        (_scaled(2, 4, floor=2), _scaled(1, 4, floor=0)),
+        (_scaled(1, 4, floor=2), service({"scaling.maxReplicas": 9, "rollout.minAvailable": 2})),
+    ),
+    RuleCase(
+        "env outside WINDLASS_",
+        inference_service.ENV_IS_NOT_OURS,
+        "spec.podTemplate.env[0].name",
+        _env("HF_HUB_OFFLINE", "MY_WINDLASS_X", "WINDLASS"),
+        _env("WINDLASS_PORT", "WINDLASS_"),
+    ),
+    RuleCase(
+        "env keeps the loader",
+        inference_service.ENV_KEEPS_THE_LOADER,
+        "spec.podTemplate.env[0].name",
+        _env("PYTHONUNBUFFERED", "OLD_PATH"),
+        _env("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONINSPECT"),
+    ),
+    RuleCase(
+        "env keeps the devices",
+        inference_service.ENV_KEEPS_THE_DEVICES,
+        "spec.podTemplate.env[0].name",
+        _env("CUDA_LAUNCH_BLOCKING", "OMP_NUM_THREADS"),
+        _env("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"),
+    ),
+    RuleCase(
+        "pod labels are free",
+        inference_service.LABELS_ARE_FREE,
+        "spec.podTemplate.labels",
+        _labelled("labels", "team", "example.com/x", "kueue.x-k8s.io/queue-name", "notwindlass.dev/x"),
+        _labelled(
+            "labels",
+            "windlass.dev/tenant",
+            "a.windlass.dev/x",
+            "app.kubernetes.io/name",
+            "kubernetes.io/x",
+            "pod-template-hash",
+        ),
+    ),
+    RuleCase(
+        "pod annotations are free",
+        inference_service.ANNOTATIONS_ARE_FREE,
+        "spec.podTemplate.annotations",
+        _labelled("annotations", "note", "example.com/x", "sidecar.istio.io/inject"),
+        _labelled(
+            "annotations",
+            "windlass.dev/x",
+            "app.kubernetes.io/name",
+            "controller.kubernetes.io/pod-deletion-cost",
+            "k8s.v1.cni.cncf.io/networks",
+        ),
+    ),
+    *(
+        RuleCase(
+            f"{field} keys are label keys",
+            meta.KEYS_ARE_LABEL_KEYS,
+            f"spec.podTemplate.{field}",
+            _labelled(field, *_GOOD_KEYS),
+            _labelled(field, *_BAD_KEYS),
+        )
+        for field in ("labels", "annotations", "nodeSelector")
+    ),
+    RuleCase(
+        "pod tolerations name a taint",
+        inference_service.TOLERATIONS_NAME_A_TAINT,
+        "spec.podTemplate.tolerations",
+        (service({"podTemplate.tolerations": [{"key": "team", "operator": "Exists"}]}),),
+        (
+            service({"podTemplate.tolerations": [{"operator": "Exists"}]}),
+            service(
+                {"podTemplate.tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]}
+            ),
+        ),
+    ),
+    RuleCase(
+        "toleration Exists has no value",
+        meta.EXISTS_HAS_NO_VALUE,
+        "spec.podTemplate.tolerations[0].value",
+        (
+            service({"podTemplate.tolerations": [{"key": "a", "operator": "Exists", "value": ""}]}),
+            service({"podTemplate.tolerations": [{"key": "a", "value": "b"}]}),
+        ),
+        (service({"podTemplate.tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}),),
+    ),
+)
+
+_TENANT_CASES = (
+    RuleCase(
+        "tenant name is a label",
+        tenant.NAME_IS_A_LABEL,
+        "metadata.name",
+        (tenant_of(name="a"), tenant_of(name="7" * 63)),
+        (tenant_of(name="a" * 64), tenant_of(name="a.b")),
+    ),
+    RuleCase(
+        "namespaces outside kube-",
+        tenant.NAMESPACES_ARE_NOT_THE_SYSTEMS,
+        "spec.namespaces",
+        (tenant_of({"namespaces": ["kube", "my-kube-x"]}),),
+        (tenant_of({"namespaces": ["a", "kube-system"]}), tenant_of({"namespaces": ["kube-x"]})),
+    ),
+    RuleCase(
+        "ServiceAccount has a namespace",
+        tenant.ACCOUNT_HAS_A_NAMESPACE,
+        "spec.subjects[0].namespace",
+        _subjects({"kind": "ServiceAccount", "name": "a", "namespace": "ci"}),
+        _subjects({"kind": "ServiceAccount", "name": "a"}, {"kind": "ServiceAccount", "name": "a", "namespace": ""}),
+    ),
+    RuleCase(
+        "only a ServiceAccount has a namespace",
+        tenant.ONLY_ACCOUNTS_HAVE_A_NAMESPACE,
+        "spec.subjects[0].namespace",
+        _subjects({"kind": "User", "name": "a"}, {"kind": "Group", "name": "a", "namespace": ""}),
+        _subjects({"kind": "User", "name": "a", "namespace": "ci"}, {"kind": "Group", "name": "a", "namespace": "ci"}),
+    ),
+    RuleCase(
+        "key digests are distinct",
+        tenant.KEYS_ARE_DISTINCT,
+        "spec.access.keys",
+        (tenant_of({"access.keys": [{"name": f"k{i}", "sha256": digest} for i, digest in enumerate(_DIGESTS)]}),),
+        (tenant_of({"access.keys": [{"name": f"k{i}", "sha256": _DIGESTS[0]} for i in range(2)]}),),
+    ),
+)
+
+_GPU_CLASS_CASES = (
+    RuleCase(
+        "class name is a label",
+        gpu_class.NAME_IS_A_LABEL,
+        "metadata.name",
+        (gpu_class_of(name="a100-80g"),),
+        (gpu_class_of(name="a" * 64), gpu_class_of(name="a.b")),
+    ),
+    RuleCase(
+        "resource of a device plugin",
+        gpu_class.RESOURCE_IS_A_DEVICE,
+        "spec.resourceName",
+        (gpu_class_of({"resourceName": "nvidia.com/mig-1g.18gb"}), gpu_class_of({"resourceName": "amd.com/gpu"})),
+        (
+            gpu_class_of({"resourceName": "kubernetes.io/batch-cpu"}),
+            gpu_class_of({"resourceName": "a.kubernetes.io/b"}),
+        ),
+    ),
+    RuleCase(
+        "node label keys are label keys",
+        meta.KEYS_ARE_LABEL_KEYS,
+        "spec.nodeSelector",
+        tuple(gpu_class_of({"nodeSelector": {key: "x"}}) for key in _GOOD_KEYS),
+        tuple(gpu_class_of({"nodeSelector": {key: "x"}}) for key in _BAD_KEYS),
+    ),
+    RuleCase(
+        "toleration Equal has a key",
+        meta.EQUAL_HAS_A_KEY,
+        "spec.tolerations[0].key",
+        (gpu_class_of({"tolerations": [{"key": "a"}]}), gpu_class_of({"tolerations": [{"operator": "Exists"}]})),
+        (gpu_class_of({"tolerations": [{"value": "a"}]}), gpu_class_of({"tolerations": [{"key": ""}]})),
+    ),
+)
+
+RULE_CASES: tuple[RuleCase, ...] = (*_SERVICE_CASES, *_TENANT_CASES, *_GPU_CLASS_CASES)
+
+_TWICE = [{"type": "QueueDepth", "target": 1}, {"type": "QueueDepth", "target": 2}]
+_ACCOUNT = {"kind": "User", "name": "ann"}
+
+UNIQUENESS_CASES: tuple[RuleCase, ...] = (
+    RuleCase(
+        "metric types",
+        {},
+        "spec.scaling.metrics[1]",
+        (service({"scaling": {"maxReplicas": 2, "metrics": [_TWICE[0], {"type": "CacheUse", "target": 2}]}}),),
+        (service({"scaling": {"maxReplicas": 2, "metrics": _TWICE}}),),
+    ),
+    RuleCase(
+        "env names",
+        {},
+        "spec.podTemplate.env[1]",
+        (service({"podTemplate.env": [{"name": "A"}, {"name": "B"}]}),),
+        (service({"podTemplate.env": [{"name": "A"}, {"name": "A", "value": "x"}]}),),
+    ),
+    RuleCase(
+        "namespaces",
+        {},
+        "spec.namespaces[1]",
+        (tenant_of({"namespaces": ["a", "b"]}),),
+        (tenant_of({"namespaces": ["a", "a"]}),),
+    ),
+    RuleCase(
+        "allowed tiers",
+        {},
+        "spec.allowedTiers[1]",
+        (tenant_of({"allowedTiers": ["Batch", "Standard"]}),),
+        (tenant_of({"allowedTiers": ["Batch", "Batch"]}),),
+    ),
+    RuleCase(
+        "quota classes",
+        {},
+        "spec.quota.gpus[1]",
+        (tenant_of({"quota.gpus": [{"name": "a", "nominal": 1}, {"name": "b", "nominal": 1}]}),),
+        (tenant_of({"quota.gpus": [{"name": "a", "nominal": 1}, {"name": "a", "nominal": 2}]}),),
+    ),
+    RuleCase(
+        "subjects",
+        {},
+        "spec.subjects[1]",
+        (tenant_of({"subjects": [_ACCOUNT, {**_ACCOUNT, "kind": "Group"}]}),),
+        (tenant_of({"subjects": [_ACCOUNT, {**_ACCOUNT, "namespace": "", "role": "Viewer"}]}),),
+    ),
+    RuleCase(
+        "key names",
+        {},
+        "spec.access.keys[1]",
+        (tenant_of({"access.keys": [{"name": "a", "sha256": _DIGESTS[0]}, {"name": "b", "sha256": _DIGESTS[1]}]}),),
+        (tenant_of({"access.keys": [{"name": "a", "sha256": _DIGESTS[0]}, {"name": "a", "sha256": _DIGESTS[1]}]}),),
+    ),
+)
