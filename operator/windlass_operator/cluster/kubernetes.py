@@ -174,18 +174,19 @@ class KubernetesCluster:
         problems: dict[str, str] = {}
         for child in wanted:
             ref = ref_of(child)
+            name = _name(ref, owner)
             try:
                 if await self._apply_one(ref, child, owner_uid):
-                    written.append(str(ref))
+                    written.append(name)
             except errors.ApplyRejected as exc:
-                problems[str(ref)] = f"{exc.reason}: {exc}"
+                problems[name] = f"{exc.reason}: {exc}"
         if not problems:
             # What a refused object would have replaced may still be in use, so nothing is deleted until all of them are
             # in place.
             pruned += [ref for ref in self._unwanted(owner_uid, refs) if await self._prune(ref)]
         if owner is not None:
             self._snapshots.touch(owner)
-        return Applied(tuple(written), tuple(str(ref) for ref in pruned), problems)
+        return Applied(tuple(written), tuple(_name(ref, owner) for ref in pruned), problems)
 
     async def _apply_one(self, ref: Ref, wanted: Manifest, owner_uid: str) -> bool:
         cached = self.cache.get(ref)
@@ -294,6 +295,12 @@ class KubernetesCluster:
     def _take_reply(self, reply: Mapping[str, Any]) -> None:
         self.cache.absorb_reply(reply)
         self._snapshots.touch_object(dict(reply))
+
+
+def _name(ref: Ref, owner: Key | None) -> str:
+    """`kind/name`; with the namespace between them where the owner's does not tell it."""
+    outside = ref.namespace and (owner is None or owner.namespace != ref.namespace)
+    return f"{ref.kind}/{ref.namespace}/{ref.name}" if outside else str(ref)
 
 
 def stamp(child: Manifest, owner: Key, owner_manifest: Mapping[str, Any]) -> Manifest:

@@ -18,6 +18,9 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
+WHOLE_TOKEN = 1.0 - 1e-6
+"""What counts as one token: refills are sums of small floats, and waiting for the last bit of one would never end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
@@ -73,12 +76,12 @@ class KeyedQueue(Generic[K]):
         """
         self._refill(now_s)
         self._drop_outdated()
-        if not self._heap or self._heap[0][0] > now_s or self._tokens < 1.0:
+        if not self._heap or self._heap[0][0] > now_s or self._tokens < WHOLE_TOKEN:
             return None
         _, _, key = heapq.heappop(self._heap)
         del self._due[key]
         self._busy.add(key)
-        self._tokens -= 1.0
+        self._tokens = max(0.0, self._tokens - 1.0)
         return key
 
     def done(self, key: K, now_s: float) -> None:
@@ -110,7 +113,7 @@ class KeyedQueue(Generic[K]):
         self._drop_outdated()
         if not self._heap:
             return None
-        token_at = now_s if self._tokens >= 1.0 else now_s + (1.0 - self._tokens) / self._rate.per_s
+        token_at = now_s if self._tokens >= WHOLE_TOKEN else now_s + (1.0 - self._tokens) / self._rate.per_s
         return max(self._heap[0][0], token_at)
 
     def head_age_s(self, now_s: float) -> float:

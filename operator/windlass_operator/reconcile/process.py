@@ -73,6 +73,11 @@ class Operator:
         for other in keys_to_wake(key, before, self._last):
             self.queue.add(other, WAKE_DELAY_S)
 
+    async def wait_for_work(self) -> None:
+        """Return once the caches are filled and this process leads: a plan from half a picture would be wrong."""
+        await self.audit.filled.wait()
+        await self.leadership.wait()
+
     def wake_all(self, spread_s: float) -> None:
         """Queue everything, spread evenly at random over `spread_s` seconds."""
         picture = self.cluster.picture()
@@ -151,14 +156,14 @@ def build_operator(
         clock=clock,
         wall_clock=_wall_clock,
     )
+    parts: list[Operator] = []
     workers = Workers(
         Reconciler(cluster, settings.fleet, _wall_clock),
         queue,
-        may_work=leadership.wait,
+        may_work=lambda: parts[0].wait_for_work(),
         clock=clock,
         observe=metrics.observe_reconcile,
     )
-    parts: list[Operator] = []
     audit = WatchAudit(
         client,
         cluster,
