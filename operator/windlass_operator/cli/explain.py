@@ -9,7 +9,7 @@ import click
 
 from windlass_operator.cli.render import load_sound
 from windlass_operator.domain.fleet import FleetSettings
-from windlass_operator.domain.plan import ServicePlan, plan_service
+from windlass_operator.domain.plan import ServicePlan, plan_services
 from windlass_operator.domain.snapshot import snapshot_of
 from windlass_operator.render.workload import render_service
 
@@ -66,9 +66,9 @@ def explain(files: tuple[str, ...], wanted: str | None, output: str) -> None:
     """Say what the operator would choose for the services of FILE..., and why."""
     settings, loaded = FleetSettings(), load_sound(files)
     snapshot = snapshot_of(loaded.services, loaded.tenants, loaded.gpu_classes)
-    plans = [plan_service(snapshot.services[key], snapshot, settings) for key in sorted(snapshot.services)]
+    plans = plan_services(snapshot, settings)
     if wanted is not None:
-        plans = [plan for plan in plans if f"{plan.key.namespace}/{plan.key.name}" == wanted]
+        plans = tuple(plan for plan in plans if f"{plan.key.namespace}/{plan.key.name}" == wanted)
         if not plans:
             known = ", ".join(f"{key.namespace}/{key.name}" for key in sorted(snapshot.services)) or "none"
             raise click.ClickException(

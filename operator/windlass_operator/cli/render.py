@@ -13,7 +13,7 @@ import click
 from windlass_operator.api.load import load_documents
 from windlass_operator.api.loaded import Loaded
 from windlass_operator.domain.fleet import FleetSettings
-from windlass_operator.domain.plan import plan_service, plan_tenant
+from windlass_operator.domain.plan import plan_services, plan_tenant
 from windlass_operator.domain.snapshot import snapshot_of
 from windlass_operator.errors import InvalidInput
 from windlass_operator.render.fleet import render_fleet
@@ -49,8 +49,7 @@ def render_loaded(loaded: Loaded, settings: FleetSettings) -> Rendering:
         plan_tenant(tenant, snapshot, settings)
         for tenant in sorted(loaded.tenants, key=lambda item: item.metadata.name)
     ]
-    services = [plan_service(service, snapshot, settings) for service in snapshot.services.values()]
-    services.sort(key=lambda plan: plan.key)
+    services = plan_services(snapshot, settings)
     manifests = [
         *render_fleet(settings),
         *(manifest for plan in tenants for manifest in render_tenant(plan, settings)),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.tenant import GpuUse, Isolation, Subject, Tenant
 from windlass_operator.domain.decision import Decision, Refusal, decide
 from windlass_operator.domain.fleet import FleetSettings
-from windlass_operator.domain.gpu_class import count_devices, count_nodes
 from windlass_operator.domain.priority import denied_priority_classes
 from windlass_operator.domain.snapshot import Key, Snapshot
+from windlass_operator.domain.supply import Supply
 from windlass_operator.domain.tenancy import plan_ownership
 
 
@@ -138,10 +138,11 @@ def _explain(tenant: Tenant, namespaces: tuple[str, ...], denied: tuple[str, ...
 def plan_gpu_class(gpu_class: GPUClass, snapshot: Snapshot) -> GpuClassPlan:
     """Count what one class offers."""
     name = gpu_class.metadata.name
+    supply = Supply(replace(snapshot, gpu_classes={**snapshot.gpu_classes, name: gpu_class}))
     return GpuClassPlan(
         key=Key("GPUClass", "", name),
         generation=gpu_class.metadata.generation,
-        nodes=count_nodes(gpu_class, snapshot),
-        gpus=count_devices(gpu_class, snapshot),
-        allocated=sum(workload.devices for workload in snapshot.workloads.values() if workload.gpu_class == name),
+        nodes=supply.nodes(name),
+        gpus=supply.devices(name),
+        allocated=supply.held(name),
     )

@@ -1,4 +1,4 @@
-"""Choose the GPUClass a service runs on, and count what a class has left.
+"""Choose the GPUClass a service runs on.
 
 Preference is the user's order, with two bends: classes with a usable node come before classes without, and the class a
 service runs on stays first while it works, because moving restarts every replica.
@@ -6,7 +6,7 @@ service runs on stays first while it works, because moving restarts every replic
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +15,8 @@ from windlass_operator.api.v1alpha1.gpu_class import GPUClass, GPUClassSpec
 from windlass_operator.api.v1alpha1.inference_service import InferenceServiceSpec, PrecisionPreset
 from windlass_operator.domain.decision import Refusal
 from windlass_operator.domain.quantity import parse_bytes
-from windlass_operator.domain.snapshot import Node, Snapshot, Workload
+from windlass_operator.domain.snapshot import Workload
+from windlass_operator.domain.supply import Supply
 
 BF16_SINCE: Final = (8, 0)
 """First compute capability whose tensor cores compute BF16."""
@@ -41,8 +42,6 @@ class Candidate:
     spec: GPUClassSpec
     nodes: int | None
     """Ready, schedulable nodes; None while nodes are unknown."""
-    reason: str
-    """Why it stands where it stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,50 +62,54 @@ class Ranking:
     skipped: tuple[Skipped, ...]
 
 
-def rank_classes(spec: InferenceServiceSpec, snapshot: Snapshot, workload: Workload) -> Ranking:
+def rank_classes(
+    spec: InferenceServiceSpec, gpu_classes: Mapping[str, GPUClass], supply: Supply, workload: Workload
+) -> Ranking:
     """Judge the classes of `spec.accelerator`, which must be set."""
     assert spec.accelerator is not None
     names = tuple(dict.fromkeys(spec.accelerator.classes))
-    verdicts = [_judge(name, spec, snapshot, workload) for name in names]
+    verdicts = [_judge(name, spec, gpu_classes, supply) for name in names]
     candidates = [verdict for verdict in verdicts if isinstance(verdict, Candidate)]
     candidates.sort(key=lambda candidate: _preference(candidate, workload))
     return Ranking(tuple(candidates), tuple(verdict for verdict in verdicts if isinstance(verdict, Skipped)))
 
 
 def _preference(candidate: Candidate, workload: Workload) -> int:
-    if _keeps(candidate.name, candidate.nodes, workload):
+    if _keeps(candidate, workload):
         return 0
     return 2 if candidate.nodes == 0 else 1
 
 
-def _keeps(name: str, nodes: int | None, workload: Workload) -> bool:
-    return workload.gpu_class == name and (nodes != 0 or workload.ready > 0)
+def _keeps(candidate: Candidate, workload: Workload) -> bool:
+    return workload.gpu_class == candidate.name and (candidate.nodes != 0 or workload.ready > 0)
 
 
-def _judge(name: str, spec: InferenceServiceSpec, snapshot: Snapshot, workload: Workload) -> Candidate | Skipped:
-    gpu_class = snapshot.gpu_classes.get(name)
+def _judge(
+    name: str, spec: InferenceServiceSpec, gpu_classes: Mapping[str, GPUClass], supply: Supply
+) -> Candidate | Skipped:
+    gpu_class = gpu_classes.get(name)
     if gpu_class is None:
         return Skipped(name, f"there is no GPUClass {name}", "UnknownGPUClass")
     cache, memory = spec.cache.memory, gpu_class.spec.memory
     if cache is not None and parse_bytes(cache) >= parse_bytes(memory):
         return Skipped(name, f"spec.cache.memory {cache} leaves nothing of its {memory} for the model", "CacheTooLarge")
     if spec.precision.preset is PrecisionPreset.BF16 and not computes_bf16(gpu_class.spec):
-        return Skipped(
-            name, f"compute capability {gpu_class.spec.compute_capability} has no BF16", "PrecisionUnsupported"
-        )
-    nodes = count_nodes(gpu_class, snapshot)
-    return Candidate(name, gpu_class.spec, nodes, _describe(name, nodes, gpu_class, snapshot, workload))
+        capability = gpu_class.spec.compute_capability
+        return Skipped(name, f"compute capability {capability} has no BF16", "PrecisionUnsupported")
+    return Candidate(name, gpu_class.spec, supply.nodes(name))
 
 
-def _describe(name: str, nodes: int | None, gpu_class: GPUClass, snapshot: Snapshot, workload: Workload) -> str:
-    if _keeps(name, nodes, workload):
+def describe(candidate: Candidate, supply: Supply, workload: Workload) -> str:
+    """Say what speaks for a class."""
+    name, nodes = candidate.name, candidate.nodes
+    if _keeps(candidate, workload):
         return "its replicas run there already, and moving would restart them"
     if nodes is None:
         return "nodes are unknown here"
     if nodes == 0:
         return "no ready node carries it, so pods wait until one appears"
-    free = max(0, free_devices(gpu_class, snapshot) or 0)
-    return f"{nodes} ready {'node' if nodes == 1 else 'nodes'}, {free} of {count_devices(gpu_class, snapshot)} devices free"
+    free = max(0, supply.free(name) or 0)
+    return f"{nodes} ready {'node' if nodes == 1 else 'nodes'}, {free} of {supply.devices(name)} devices free"
 
 
 def choose(candidate: Candidate, count: int) -> GpuChoice:
@@ -142,46 +145,3 @@ def computes_bf16(spec: GPUClassSpec) -> bool:
     """Whether the class computes BF16 at full speed."""
     major, _, minor = spec.compute_capability.partition(".")
     return (int(major), int(minor)) >= BF16_SINCE
-
-
-def matching_nodes(gpu_class: GPUClass, nodes: Iterable[Node]) -> list[Node]:
-    """Ready, schedulable nodes that carry the class and offer its resource."""
-    wanted = gpu_class.spec.node_selector.items()
-    return [
-        node
-        for node in nodes
-        if node.ready
-        and node.schedulable
-        and node.allocatable.get(gpu_class.spec.resource_name, 0) > 0
-        and all(node.labels.get(key) == value for key, value in wanted)
-    ]
-
-
-def count_nodes(gpu_class: GPUClass, snapshot: Snapshot) -> int | None:
-    """Usable nodes of a class; None while nodes are unknown."""
-    return None if snapshot.nodes is None else len(matching_nodes(gpu_class, snapshot.nodes.values()))
-
-
-def count_devices(gpu_class: GPUClass, snapshot: Snapshot) -> int:
-    """Devices on the usable nodes of a class."""
-    nodes = matching_nodes(gpu_class, (snapshot.nodes or {}).values())
-    return sum(node.allocatable[gpu_class.spec.resource_name] for node in nodes)
-
-
-def free_devices(gpu_class: GPUClass, snapshot: Snapshot) -> int | None:
-    """Devices of a class that no replica of ours holds or waits for; negative while more wait than exist.
-
-    Classes may select the same nodes; replicas of any such class count as users of this one, so the figure is never too
-    high for that reason. Devices held by other pods are unknown here. None while nodes are unknown.
-    """
-    if snapshot.nodes is None:
-        return None
-    names = {node.name for node in matching_nodes(gpu_class, snapshot.nodes.values())}
-    rivals = {
-        name
-        for name, other in snapshot.gpu_classes.items()
-        if other.spec.resource_name == gpu_class.spec.resource_name
-        and names & {node.name for node in matching_nodes(other, snapshot.nodes.values())}
-    } | {gpu_class.metadata.name}
-    held = sum(workload.devices for workload in snapshot.workloads.values() if workload.gpu_class in rivals)
-    return count_devices(gpu_class, snapshot) - held

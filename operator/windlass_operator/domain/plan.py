@@ -6,17 +6,18 @@ A plan carries its reasons as data. Shells carry out `action`, renderers turn th
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from windlass_contract.endpoints import RUNTIME_PORT
 from windlass_contract.launch_spec import Device, LaunchSpec, Precision
 from windlass_operator.api.v1alpha1.inference_service import InferenceService, PodTemplate
-from windlass_operator.domain import admission
-from windlass_operator.domain.admission import Admission, key_of
+from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain.admission import Admission, admit, key_of
 from windlass_operator.domain.decision import Decision, Refusal
 from windlass_operator.domain.fleet import FleetSettings, Platform
 from windlass_operator.domain.fleet_plan import GpuClassPlan, TenantPlan, plan_gpu_class, plan_tenant
-from windlass_operator.domain.gpu_class import GpuChoice, choose, free_devices
+from windlass_operator.domain.fleet_view import FleetView
+from windlass_operator.domain.gpu_class import GpuChoice, choose
 from windlass_operator.domain.model_source import ModelSource, SourceKind, explain_source, parse_source
 from windlass_operator.domain.pod_overlay import guard_overlay
 from windlass_operator.domain.precision import choose_precision
@@ -31,7 +32,7 @@ from windlass_operator.domain.rollout import (
 )
 from windlass_operator.domain.scaling import ScalingPlan, explain_replicas, plan_scaling
 from windlass_operator.domain.snapshot import Key, Snapshot, Workload
-from windlass_operator.domain.tenancy import explain_tenancy, owned_namespaces, tenant_of
+from windlass_operator.domain.tenancy import explain_tenancy, owned_namespaces
 
 __all__ = [
     "Action",
@@ -40,6 +41,7 @@ __all__ = [
     "TenantPlan",
     "plan_gpu_class",
     "plan_service",
+    "plan_services",
     "plan_tenant",
 ]
 
@@ -93,37 +95,48 @@ class ServicePlan:
 
 def plan_service(service: InferenceService, snapshot: Snapshot, settings: FleetSettings) -> ServicePlan:
     """Decide how one service runs. Never raises for what a user wrote: that becomes the plan's refusal."""
-    key, spec = key_of(service), service.spec
-    workload = snapshot.workloads.get(key)
-    verdict = admission.admit(service, snapshot, settings)
+    key = key_of(service)
+    if snapshot.services.get(key) is not service:
+        snapshot = replace(snapshot, services={**snapshot.services, key: service})
+    return plan_in_view(service, FleetView(snapshot, settings))
+
+
+def plan_services(snapshot: Snapshot, settings: FleetSettings) -> tuple[ServicePlan, ...]:
+    """Decide for every service of a snapshot, in the order of their keys."""
+    view = FleetView(snapshot, settings)
+    return tuple(plan_in_view(snapshot.services[key], view) for key in sorted(snapshot.services))
+
+
+def plan_in_view(service: InferenceService, view: FleetView) -> ServicePlan:
+    """Decide for a service of the view's snapshot; many services share the view's look-ups."""
+    key, spec, settings = key_of(service), service.spec, view.settings
+    workload = view.workload_of(key)
+    verdict = admit(service, view)
     source = parse_source(spec.model.uri, settings.platform)
     scaling = plan_scaling(spec, verdict.replicas, settings.platform)
-    rollout = _plan_rollout(service, verdict, scaling, snapshot)
-    tenant = tenant_of(key.namespace, snapshot.tenants)
-    launch, launch_decisions = _plan_launch(service, verdict, source, tenant.metadata.name if tenant else "")
-    pod, pod_decisions = guard_overlay(spec.pod_template)
     replicas = _current_replicas(verdict, scaling, workload)
-    decisions = (
-        (
-            explain_tenancy(key.namespace, snapshot.tenants),
-            *verdict.decisions,
-            *launch_decisions,
+    rollout = _plan_rollout(service, verdict, replicas, view)
+    precision, precision_decision = _choose_precision(service, verdict)
+    pod, pod_decisions = guard_overlay(spec.pod_template)
+    decisions = [explain_tenancy(key.namespace, view.snapshot.tenants), *verdict.decisions]
+    if _carried_out(verdict) and isinstance(source, ModelSource):
+        decisions += [
+            explain_source(source),
+            precision_decision,
             explain_replicas(spec, scaling, verdict.replicas, settings.platform),
             explain_priority(spec.tier),
             explain_rollout(rollout),
             explain_disruptions(replicas, rollout),
             *pod_decisions,
-        )
-        if _carried_out(verdict)
-        else (explain_tenancy(key.namespace, snapshot.tenants), *verdict.decisions)
-    )
+        ]
+    tenant = view.tenant_of(key.namespace)
     return ServicePlan(
         key=key,
         generation=service.metadata.generation,
-        tenant=launch.tenant,
-        neighbours=_neighbours(key.namespace, snapshot, settings),
+        tenant=tenant.metadata.name if tenant else "",
+        neighbours=(key.namespace,) if tenant is None else _namespaces(tenant, view),
         action=_choose_action(service, verdict, workload),
-        launch=launch,
+        launch=_plan_launch(service, verdict, source, precision, tenant),
         source=source if isinstance(source, ModelSource) else ModelSource(SourceKind.FILE, ""),
         gpu_class=_gpu_choice(service, verdict),
         replicas=None if scaling is not None else verdict.replicas,
@@ -133,25 +146,24 @@ def plan_service(service: InferenceService, snapshot: Snapshot, settings: FleetS
         pod=pod,
         drain_timeout_s=spec.drain.timeout_seconds,
         suspended=spec.suspend,
-        decisions=decisions,
+        decisions=tuple(decisions),
         refusal=verdict.refusal,
         address=_address(key, settings),
     )
 
 
-def _neighbours(namespace: str, snapshot: Snapshot, settings: FleetSettings) -> tuple[str, ...]:
-    tenant = tenant_of(namespace, snapshot.tenants)
-    return (namespace,) if tenant is None else owned_namespaces(tenant, snapshot.tenants, settings)
+def _namespaces(tenant: Tenant, view: FleetView) -> tuple[str, ...]:
+    return owned_namespaces(tenant, view.snapshot.tenants, view.settings)
 
 
 def _carried_out(verdict: Admission) -> bool:
     return verdict.refusal is None or verdict.limited
 
 
-def _choose_action(service: InferenceService, verdict: Admission, workload: Workload | None) -> Action:
+def _choose_action(service: InferenceService, verdict: Admission, workload: Workload) -> Action:
     if _carried_out(verdict):
         return Action.APPLY
-    runs = workload is not None and (workload.replicas > 0 or workload.wanted > 0)
+    runs = workload.replicas > 0 or workload.wanted > 0
     # Suspending must stop a service, also one that would be refused.
     return Action.HOLD if runs and not service.spec.suspend else Action.REMOVE
 
@@ -162,48 +174,40 @@ def _gpu_choice(service: InferenceService, verdict: Admission) -> GpuChoice | No
     return choose(verdict.candidate, service.spec.accelerator.count)
 
 
-def _current_replicas(verdict: Admission, scaling: ScalingPlan | None, workload: Workload | None) -> int:
+def _current_replicas(verdict: Admission, scaling: ScalingPlan | None, workload: Workload) -> int:
     """Replicas as a rollout finds them: an autoscaler's choice where one decides."""
-    if scaling is None:
-        return verdict.replicas
-    return max(scaling.min_replicas, workload.wanted if workload is not None else 0)
+    return verdict.replicas if scaling is None else max(scaling.min_replicas, workload.wanted)
 
 
-def _plan_rollout(
-    service: InferenceService,
-    verdict: Admission,
-    scaling: ScalingPlan | None,
-    snapshot: Snapshot,
-) -> RolloutPlan:
-    workload = snapshot.workloads.get(key_of(service), Workload())
-    replicas = _current_replicas(verdict, scaling, workload)
-    min_available = service.spec.rollout.min_available
-    if verdict.candidate is None or service.spec.accelerator is None:
+def _plan_rollout(service: InferenceService, verdict: Admission, replicas: int, view: FleetView) -> RolloutPlan:
+    min_available, accelerator = service.spec.rollout.min_available, service.spec.accelerator
+    if verdict.candidate is None or accelerator is None:
         return plan_rollout(replicas, min_available, None, on_gpu=False)
-    gpu_class = snapshot.gpu_classes[verdict.candidate.name]
     spare = verdict.grant.spare_devices if verdict.grant is not None else None
-    room = rollout_room(free_devices(gpu_class, snapshot), spare, service.spec.accelerator.count, workload)
+    free = view.supply.free(verdict.candidate.name)
+    room = rollout_room(free, spare, accelerator.count, view.workload_of(key_of(service)))
     return plan_rollout(replicas, min_available, room, on_gpu=True)
+
+
+def _choose_precision(service: InferenceService, verdict: Admission) -> tuple[Precision, Decision]:
+    return choose_precision(service.spec.precision.preset, verdict.candidate.spec if verdict.candidate else None)
 
 
 def _plan_launch(
     service: InferenceService,
     verdict: Admission,
     source: ModelSource | Refusal,
-    tenant: str,
-) -> tuple[LaunchSpec, tuple[Decision, ...]]:
+    precision: Precision,
+    tenant: Tenant | None,
+) -> LaunchSpec:
     spec, key = service.spec, key_of(service)
-    gpu = verdict.candidate.spec if verdict.candidate is not None else None
-    precision, precision_decision = (
-        choose_precision(spec.precision.preset, gpu) if _carried_out(verdict) else (Precision.AUTO, None)
-    )
-    launch = LaunchSpec(
+    return LaunchSpec(
         model_uri=source.launch_uri if isinstance(source, ModelSource) else spec.model.uri,
         served_name=spec.model.served_name or key.name,
         namespace=key.namespace,
         service=key.name,
-        tenant=tenant,
-        device=Device.CPU if gpu is None else Device.CUDA,
+        tenant=tenant.metadata.name if tenant else "",
+        device=Device.CPU if verdict.candidate is None else Device.CUDA,
         precision=precision,
         cache_bytes=0 if spec.cache.memory is None else parse_bytes(spec.cache.memory),
         max_sequence_tokens=spec.limits.max_sequence_tokens or 0,
@@ -212,10 +216,6 @@ def _plan_launch(
         drain_timeout_s=float(spec.drain.timeout_seconds),
         port=RUNTIME_PORT,
     )
-    decisions = [] if isinstance(source, Refusal) else [explain_source(source)]
-    if precision_decision is not None:
-        decisions.append(precision_decision)
-    return launch, tuple(decisions)
 
 
 def _address(key: Key, settings: FleetSettings) -> str:

@@ -5,6 +5,7 @@ The schema has checked their form. A quantity in canonical form compares equal t
 
 from __future__ import annotations
 
+import functools
 from fractions import Fraction
 from typing import Final
 
@@ -28,10 +29,11 @@ _BINARY: Final = {
 }
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_quantity(text: str) -> Fraction:
     """Value of `500m`, `1.5Gi`, `8`. Raises ValueError for anything else."""
     digits, suffix = _split(text)
-    return Fraction(digits) * {**_DECIMAL, **_BINARY}[suffix]
+    return Fraction(digits) * (_BINARY.get(suffix) or _DECIMAL[suffix])
 
 
 def parse_bytes(text: str) -> int:

@@ -66,6 +66,7 @@ class Ledger:
             if request.held_devices:
                 self._reserved.setdefault(request.held_class, {})[request.key] = request.held_devices
         self._held = {gpu_class: sum(owners.values()) for gpu_class, owners in self._reserved.items()}
+        self._totals = dict(self._held)
 
     def nominal(self, gpu_class: str) -> int:
         """Quota of a class; a class that is not listed grants nothing."""
@@ -77,19 +78,24 @@ class Ledger:
 
     def room(self, request: Request, gpu_class: str) -> int:
         """Replicas the request may have in the class, with what it has reserved there already."""
-        own = self._reserved.get(gpu_class, {}).get(request.key, 0)
+        own = self._own(request.key, gpu_class)
         free = self.nominal(gpu_class) - self.used_by_others(request.key, gpu_class)
         return max(own, free) // request.devices_per_replica
 
     def used_by_others(self, key: Key, gpu_class: str) -> int:
         """Devices of the class reserved for every other service."""
-        return sum(devices for other, devices in self._reserved.get(gpu_class, {}).items() if other != key)
+        return self._totals.get(gpu_class, 0) - self._own(key, gpu_class)
 
     def reserve(self, request: Request, gpu_class: str, replicas: int) -> None:
         """Raise the request's reservation. What its pods hold beyond that stays counted until they are gone."""
         assert replicas <= self.room(request, gpu_class)
-        own = self._reserved.setdefault(gpu_class, {})
-        own[request.key] = max(own.get(request.key, 0), replicas * request.devices_per_replica)
+        more = replicas * request.devices_per_replica - self._own(request.key, gpu_class)
+        if more > 0:
+            self._reserved.setdefault(gpu_class, {})[request.key] = replicas * request.devices_per_replica
+            self._totals[gpu_class] = self._totals.get(gpu_class, 0) + more
+
+    def _own(self, key: Key, gpu_class: str) -> int:
+        return self._reserved.get(gpu_class, {}).get(key, 0)
 
 
 def share_quota(requests: Iterable[Request], nominal: Mapping[str, int]) -> dict[Key, Grant]:
@@ -122,6 +128,11 @@ def _grant(request: Request, ledger: Ledger, gpu_class: str, replicas: int) -> G
     ledger.reserve(request, gpu_class, replicas)
     used = ledger.used_by_others(request.key, gpu_class)
     return Grant(
-        gpu_class, replicas, request.least, used, ledger.nominal(gpu_class), ledger.spare(gpu_class),
+        gpu_class,
+        replicas,
+        request.least,
+        used,
+        ledger.nominal(gpu_class),
+        ledger.spare(gpu_class),
         request.devices_per_replica,
     )

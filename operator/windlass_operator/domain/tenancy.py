@@ -27,6 +27,15 @@ def tenant_of(namespace: str, tenants: Mapping[str, Tenant]) -> Tenant | None:
     return min(claims, key=_age, default=None)
 
 
+def owners(tenants: Mapping[str, Tenant]) -> dict[str, Tenant]:
+    """Every listed namespace and the Tenant that owns it."""
+    owned: dict[str, Tenant] = {}
+    for tenant in sorted(tenants.values(), key=_age):
+        for namespace in tenant.spec.namespaces:
+            owned.setdefault(namespace, tenant)
+    return owned
+
+
 def _age(tenant: Tenant) -> tuple[str, str]:
     return tenant.metadata.creation_timestamp, tenant.metadata.name
 
@@ -77,15 +86,9 @@ def _dispute(
     )
 
 
-def check_tenancy(
-    namespace: str,
-    tenants: Mapping[str, Tenant],
-    settings: FleetSettings,
-) -> Refusal | None:
-    """Refuse a service that no tenant answers for, once a fleet has tenants at all."""
-    if not tenants:
-        return None
-    if tenant_of(namespace, tenants) is None:
+def check_tenancy(namespace: str, owner: Tenant | None, settings: FleetSettings) -> Refusal | None:
+    """Refuse a service that no tenant answers for, in a fleet that has tenants."""
+    if owner is None:
         return Refusal(
             "NoTenant",
             f"no Tenant lists namespace {namespace}",
@@ -103,18 +106,17 @@ def check_tenancy(
 def explain_tenancy(namespace: str, tenants: Mapping[str, Tenant]) -> Decision:
     """Say whose a service is."""
     owner = tenant_of(namespace, tenants)
+    if owner is None and tenants:
+        return decide("tenant", "none", f"no Tenant lists namespace {namespace}")
     if owner is None:
-        return decide(
-            "tenant", "none", "there is no Tenant object, so the whole cluster counts as one tenant without quotas"
-        )
+        reason = "there is no Tenant object, so the whole cluster counts as one tenant without quotas"
+        return decide("tenant", "none", reason)
     name = owner.metadata.name
     rivals = sorted(
         other.metadata.name for other in tenants.values() if namespace in other.spec.namespaces and other != owner
     )
     if rivals:
-        return decide(
-            "tenant",
-            name,
-            f"it is the oldest Tenant that lists namespace {namespace}; also listed by {', '.join(rivals)}",
-        )
+        also = ", ".join(rivals)
+        reason = f"it is the oldest Tenant that lists namespace {namespace}; also listed by {also}"
+        return decide("tenant", name, reason)
     return decide("tenant", name, f"Tenant {name} lists namespace {namespace}")

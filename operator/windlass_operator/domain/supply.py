@@ -1,0 +1,83 @@
+"""Count what GPU classes offer: nodes, devices, and devices nobody of ours holds. Each class is counted once per snapshot."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from windlass_operator.api.v1alpha1.gpu_class import GPUClass
+from windlass_operator.domain.snapshot import Node, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What one class has."""
+
+    nodes: frozenset[str]
+    """Names of ready, schedulable nodes that carry it."""
+    devices: int
+
+
+class Supply:
+    """Counts over one snapshot, remembered."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._offers: dict[str, Offer] = {}
+
+    def nodes(self, gpu_class: str) -> int | None:
+        """Usable nodes of a class; None while nodes are unknown."""
+        return None if self._snapshot.nodes is None else len(self._offer(gpu_class).nodes)
+
+    def devices(self, gpu_class: str) -> int:
+        """Devices on the usable nodes of a class; 0 while nodes are unknown."""
+        return self._offer(gpu_class).devices
+
+    def held(self, gpu_class: str) -> int:
+        """Devices of a class that replicas of ours hold or wait for."""
+        return self._held_by_class.get(gpu_class, 0)
+
+    def free(self, gpu_class: str) -> int | None:
+        """Devices of a class that no replica of ours holds or waits for; negative while more wait than exist.
+
+        Classes may select the same nodes; replicas of any such class count as users of this one, so the figure is never
+        too high for that reason. Devices held by other pods are unknown here. None while nodes are unknown.
+        """
+        if self._snapshot.nodes is None:
+            return None
+        offer, resource = self._offer(gpu_class), self._snapshot.gpu_classes[gpu_class].spec.resource_name
+        rivals = {
+            name
+            for name, other in self._snapshot.gpu_classes.items()
+            if other.spec.resource_name == resource and offer.nodes & self._offer(name).nodes
+        } | {gpu_class}
+        return offer.devices - sum(self.held(name) for name in rivals)
+
+    def _offer(self, gpu_class: str) -> Offer:
+        if gpu_class not in self._offers:
+            self._offers[gpu_class] = _count(self._snapshot.gpu_classes[gpu_class], self._snapshot)
+        return self._offers[gpu_class]
+
+    @functools.cached_property
+    def _held_by_class(self) -> dict[str, int]:
+        held: dict[str, int] = {}
+        for workload in self._snapshot.workloads.values():
+            held[workload.gpu_class] = held.get(workload.gpu_class, 0) + workload.devices
+        return held
+
+
+def _count(gpu_class: GPUClass, snapshot: Snapshot) -> Offer:
+    nodes = [node for node in (snapshot.nodes or {}).values() if _carries(node, gpu_class)]
+    return Offer(
+        frozenset(node.name for node in nodes),
+        sum(node.allocatable[gpu_class.spec.resource_name] for node in nodes),
+    )
+
+
+def _carries(node: Node, gpu_class: GPUClass) -> bool:
+    return (
+        node.ready
+        and node.schedulable
+        and node.allocatable.get(gpu_class.spec.resource_name, 0) > 0
+        and all(node.labels.get(key) == value for key, value in gpu_class.spec.node_selector.items())
+    )
