@@ -56,7 +56,9 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as exc:
             # Templates are programs: what they raise depends on the messages as much as on their author.
             reason = str(exc) if isinstance(exc, jinja2.TemplateError) else type(exc).__name__
-            raise errors.RequestError(f"the model's chat template refuses these messages: {reason}", "messages") from exc
+            raise errors.RequestError(
+                f"the model's chat template refuses these messages: {reason}", "messages"
+            ) from exc
 
 
 def _raise_exception(message: str) -> NoReturn:

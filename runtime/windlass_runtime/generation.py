@@ -18,7 +18,7 @@ class GenerationRequest:
     request_id: str
     """Unique among requests in the engine."""
     prompt: tuple[int, ...]
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
     max_new_tokens: int | None = None
     """None allows all that fits behind the prompt."""
     choices: int = 1
@@ -36,8 +36,8 @@ class Piece:
     text: str
     tokens: tuple[SampledToken, ...]
     """Tokens whose text starts in what was shown; the token that ended the sequence by its id is not among them."""
-    generated: int
-    """Tokens generated for this choice so far, ending tokens included."""
+    token_ids: tuple[int, ...]
+    """Every token generated since the last piece, shown or not, ending tokens included."""
     finish: FinishReason | None = None
 
 
@@ -54,12 +54,11 @@ class Choice:
         """Without a decoder there is no text, and tokens are passed on at once."""
         self.index = index
         self.sampler = sampler
-        self.generated = 0
-        self.finished = False
         self.last_token_s: float | None = None
         """When the last token came, on the engine's clock; None before the first."""
         self._decoder = decoder
         self._stops = StopStrings(stop)
+        self._unreported: list[int] = []
         self._held: list[tuple[int, SampledToken]] = []
         """Tokens not passed on yet, with the place in the text where each starts."""
         self._decoded = 0
@@ -67,7 +66,7 @@ class Choice:
 
     def accept(self, token: SampledToken, reason: FinishReason | None) -> Piece | None:
         """Take the next token; `reason` is the scheduler's verdict on it. None while there is nothing to show."""
-        self.generated += 1
+        self._unreported.append(token.token_id)
         ended_by_token = reason is FinishReason.STOP
         if self._decoder is None:
             return self._piece("", () if ended_by_token else (token,), reason)
@@ -100,5 +99,5 @@ class Choice:
         return ready
 
     def _piece(self, text: str, tokens: tuple[SampledToken, ...], finish: FinishReason | None) -> Piece:
-        self.finished = finish is not None
-        return Piece(self.index, text, tokens, self.generated, finish)
+        token_ids, self._unreported = tuple(self._unreported), []
+        return Piece(self.index, text, tokens, token_ids, finish)

@@ -206,9 +206,7 @@ class Engine:
             raise errors.RequestError("prompt: expected at least one token, found none", "prompt")
         bad = next((token for token in request.prompt if not 0 <= token < self.vocabulary_size), None)
         if bad is not None:
-            raise errors.RequestError(
-                f"prompt: expected token ids below {self.vocabulary_size}, found {bad}", "prompt"
-            )
+            raise errors.RequestError(f"prompt: expected token ids below {self.vocabulary_size}, found {bad}", "prompt")
         if request.stop and self._tokenizer is None:
             raise errors.RequestError("stop: expected a model with a tokenizer, found none", "stop")
         bad = next((token for token, _ in request.sampling.logit_bias if token >= self.vocabulary_size), None)
@@ -312,9 +310,7 @@ class Engine:
         self._hand_out(plan, sampled_rows, tokens)
         self._note_step(plan, self._clock() - started_s)
 
-    def _hand_out(
-        self, plan: StepPlan, rows: list[PlannedRow], tokens: list[sampling.SampledToken | None]
-    ) -> None:
+    def _hand_out(self, plan: StepPlan, rows: list[PlannedRow], tokens: list[sampling.SampledToken | None]) -> None:
         chosen: dict[str, sampling.SampledToken] = {}
         for row, token in zip(rows, tokens, strict=True):
             if token is not None:

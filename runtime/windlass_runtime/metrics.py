@@ -37,7 +37,11 @@ class RuntimeMetrics:
             names.STEP_DURATION, "Engine step.", names.MODEL_LABELS, buckets=_TOKEN_BUCKETS, registry=self.registry
         ).labels(model)
         self._step_tokens = prometheus.Histogram(
-            names.STEP_TOKENS, "Tokens per step.", names.MODEL_LABELS, buckets=_STEP_TOKEN_BUCKETS, registry=self.registry
+            names.STEP_TOKENS,
+            "Tokens per step.",
+            names.MODEL_LABELS,
+            buckets=_STEP_TOKEN_BUCKETS,
+            registry=self.registry,
         ).labels(model)
 
     def set_load_seconds(self, seconds: float) -> None:

@@ -27,7 +27,7 @@ def next_token(tokens: Iterable[int], vocabulary_size: int) -> int:
 def continuation(
     prompt: Sequence[int], count: int, vocabulary_size: int, stop_token_ids: Iterable[int] = ()
 ) -> list[int]:
-    """Greedy continuation of `prompt` as FakeBackend computes it: at most `count` tokens, a stop token being the last."""
+    """Greedy continuation of `prompt` as FakeBackend computes it: `count` tokens, fewer if a stop token ends it."""
     tokens, stops = list(prompt), frozenset(stop_token_ids)
     for _ in range(count):
         tokens.append(next_token(tokens, vocabulary_size))
@@ -86,7 +86,9 @@ class FakeBackend:
             self._store(row)
         wanted = [row for row in batch.rows if row.wants_logits]
         self.steps.append(StepRecord(len(batch.rows), sum(len(row.token_ids) for row in batch.rows)))
-        return torch.stack([self._logits(row) for row in wanted]) if wanted else torch.empty(0, self._info.vocabulary_size)
+        if not wanted:
+            return torch.empty(0, self._info.vocabulary_size)
+        return torch.stack([self._logits(row) for row in wanted])
 
     def close(self) -> None:
         self.closed = True

@@ -7,6 +7,7 @@ chat template sees. Thread-safe; an IncrementalDecoder belongs to one sequence.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,17 @@ _CONTEXT_TOKENS: Final = 6
 """Prompt tokens a decoder starts from, so that it knows whether the first word needs its space."""
 _MOST_HELD_TOKENS: Final = 32
 """Bytes that are still no character after this many tokens are not going to become one."""
+_BYTE_TOKEN: Final = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The byte of each character in a byte-level vocabulary: printable Latin-1 means itself, others follow U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + rank): byte for rank, byte in enumerate(others)}
+
+
+_BYTE_OF: Final = _byte_alphabet()
 
 
 class Tokenizer:
@@ -37,6 +49,7 @@ class Tokenizer:
         core.no_truncation()
         core.no_padding()
         self.special_tokens = _special_tokens(config)
+        self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(core.to_str()).get("decoder"))
         if "add_bos_token" in config or "add_eos_token" in config or core.post_processor is None:
             self._override_post_processor(bool(config.get("add_bos_token")), bool(config.get("add_eos_token")))
         source = template if template is not None else _configured_template(config)
@@ -81,6 +94,15 @@ class Tokenizer:
         """One token as a log-probability report shows it: special tokens by name, broken bytes as U+FFFD."""
         return self.decode([token_id], skip_special_tokens=False)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The exact bytes of one token, also where they are only part of a character."""
+        name = self._core.id_to_token(token_id) or ""
+        if _BYTE_TOKEN.fullmatch(name):
+            return bytes.fromhex(name[3:5])
+        if self._is_byte_level and all(character in _BYTE_OF for character in name):
+            return bytes(_BYTE_OF[character] for character in name)
+        return self.token_text(token_id).encode()
+
     def token_id(self, token: str) -> int | None:
         found = self._core.token_to_id(token)
         return None if found is None else int(found)
@@ -104,12 +126,15 @@ class Tokenizer:
         return IncrementalDecoder(self, prompt)
 
     def _override_post_processor(self, add_bos: bool, add_eos: bool) -> None:
-        before, after, special = "", "", []
+        before, after = "", ""
+        special: list[tuple[str, int]] = []
         bos, eos = self.special_tokens.get("bos_token"), self.special_tokens.get("eos_token")
         if add_bos and bos is not None:
-            before, _ = f"{bos}:0 ", special.append((bos, self._require_id(bos)))
+            before = f"{bos}:0 "
+            special.append((bos, self._require_id(bos)))
         if add_eos and eos is not None:
-            after, _ = f" {eos}:0", special.append((eos, self._require_id(eos)))
+            after = f" {eos}:0"
+            special.append((eos, self._require_id(eos)))
         self._core.post_processor = processors.TemplateProcessing(
             single=f"{before}$A:0{after}", pair=f"{before}$A:0{after} $B:1", special_tokens=special
         )
@@ -117,7 +142,7 @@ class Tokenizer:
     def _require_id(self, token: str) -> int:
         found = self.token_id(token)
         if found is None:
-            raise errors.CheckpointError(f"tokenizer: expected special token {token!r} in the vocabulary, found nothing")
+            raise errors.CheckpointError(f"tokenizer: expected {token!r} in the vocabulary, found nothing")
         return found
 
 

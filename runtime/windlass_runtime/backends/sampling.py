@@ -129,6 +129,7 @@ class TokenSampler:
         return row
 
 
+@torch.inference_mode()
 def sample(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> list[SampledToken | None]:
     """Choose one token per row.
 

@@ -17,10 +17,14 @@ class Admission:
         """Upper bound of the tokens still to compute or generate for everybody in the house."""
 
     def admit(self, *, sequences: int, tokens: int, tokens_per_s: float) -> None:
-        """Let `sequences` in, which may need `tokens` in all. Raises QueueFull, and then nothing is counted.
+        """Let `sequences` in, which may need `tokens` in all.
+
+        Raises QueueFull, and then nothing is counted; RequestError when so many could never come in together.
 
         tokens_per_s is the recent speed of the engine, 0 when unknown; it only feeds the retry estimate.
         """
+        if sequences > self.limit:
+            raise errors.RequestError(f"n: expected at most {self.limit} sequences at once, found {sequences}", "n")
         if self.in_house + sequences > self.limit:
             raise errors.QueueFull(
                 f"queue full: {self.in_house} sequences in the replica, {sequences} more asked for, limit {self.limit}",

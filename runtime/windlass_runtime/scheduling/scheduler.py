@@ -174,7 +174,7 @@ class Scheduler:
             plan.add(sequence.sequence_id, share)
 
     def _make_room(self, sequence: Sequence, tokens: int, plan: _Draft) -> bool:
-        """Grow a page table to `tokens`, preempting the youngest while pages lack; False when it was itself that one."""
+        """Grow a page table to `tokens`, preempting the youngest while pages lack; False if that was itself."""
         lacking = self._pages_for(tokens) - len(sequence.page_table)
         while lacking > self._pages.free_count:
             victim = max(self._running.values(), key=lambda candidate: candidate.arrival)
@@ -253,4 +253,3 @@ class _Draft:
 
     def remove(self, sequence_id: str) -> None:
         self.budget += self.shares.pop(sequence_id, 0)
-

@@ -1,0 +1,49 @@
+"""Turn a LaunchSpec into a backend and a tokenizer: the one place where a model is loaded for any front."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from windlass_contract.launch_spec import LaunchSpec
+from windlass_runtime.backends.base import Backend
+from windlass_runtime.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What an engine needs."""
+
+    backend: Backend
+    tokenizer: Tokenizer | None
+    """None for a checkpoint without `tokenizer.json`; such a model takes and gives token ids only."""
+
+
+ModelLoader = Callable[[LaunchSpec], LoadedModel]
+
+
+def load_model(spec: LaunchSpec) -> LoadedModel:
+    """Find, check and load a checkpoint. Raises CheckpointError or CapacityError."""
+    from windlass_runtime.checkpoint.source import resolve_model
+
+    folder = resolve_model(spec.model_uri)
+    # Before the weights: a fault in a small file should not cost minutes of loading.
+    tokenizer = load_tokenizer(folder)
+    from windlass_runtime.backends.load import load_backend
+
+    backend = load_backend(
+        folder,
+        device=spec.device,
+        precision=spec.precision,
+        cache_bytes=spec.cache_bytes,
+        max_running_requests=spec.max_running_requests,
+        max_sequence_tokens=spec.max_sequence_tokens,
+        step_tokens=spec.step_tokens,
+    )
+    return LoadedModel(backend, tokenizer)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """The folder's tokenizer; None when it has none."""
+    return Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None

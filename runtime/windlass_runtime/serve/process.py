@@ -1,0 +1,152 @@
+"""A replica's process: listen at once, load, serve, drain on SIGTERM, leave with an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from aiohttp import web
+
+from windlass_contract.launch_spec import LaunchSpec
+from windlass_runtime import errors
+from windlass_runtime.launch import LoadedModel, ModelLoader
+from windlass_runtime.loop import Engine, EngineLimits
+from windlass_runtime.metrics import RuntimeMetrics
+from windlass_runtime.serve.app import build_app
+from windlass_runtime.serve.replica import Replica
+
+logger = logging.getLogger(__name__)
+
+_LAST_REPLIES_S: Final = 5.0
+"""Time for error replies to leave after the drain deadline has cancelled their requests."""
+
+Report = Callable[[str, dict[str, object]], None]
+"""Called with an event's name and its fields: `listening` (url), `ready` (seconds), `stopped`."""
+
+
+async def serve(spec: LaunchSpec, load: ModelLoader, report: Report) -> None:
+    """Run one replica until a signal. Raises RuntimeFault when the model does not load, OSError for the port."""
+    started_s = time.monotonic()
+    metrics = RuntimeMetrics(spec.served_name)
+    replica = Replica(spec, metrics, int(time.time()))
+    stop = asyncio.Event()
+    # Cancelling handlers is what stops work when a client hangs up.
+    runner = web.AppRunner(
+        build_app(replica), handler_cancellation=True, access_log=None, shutdown_timeout=_LAST_REPLIES_S
+    )
+    await runner.setup()
+    try:
+        with _signals_set(stop):
+            report("listening", {"url": await _listen(runner, spec)})
+            engine = await _load_unless_stopped(spec, load, metrics, stop)
+            if engine is None:
+                return
+            try:
+                replica.become_ready(engine[0], engine[1].tokenizer)
+                metrics.set_load_seconds(time.monotonic() - started_s)
+                report("ready", {"seconds": round(time.monotonic() - started_s, 3)})
+                await stop.wait()
+                await drain(replica)
+            finally:
+                engine[0].close()
+    finally:
+        await runner.cleanup()
+        report("stopped", {})
+
+
+async def drain(replica: Replica) -> None:
+    """Refuse new requests, let the running ones finish, and at the deadline end them with an error."""
+    replica.begin_drain()
+    logger.info("draining in_flight=%d timeout_s=%g", replica.in_flight, replica.spec.drain_timeout_s)
+    if await replica.wait_quiet(replica.spec.drain_timeout_s):
+        return
+    logger.warning("drain deadline reached in_flight=%d", replica.in_flight)
+    if replica.loaded_engine is not None:
+        replica.loaded_engine.cancel_all(errors.Draining("the replica stopped before this request was done"))
+    await replica.wait_quiet(_LAST_REPLIES_S)
+
+
+async def _listen(runner: web.AppRunner, spec: LaunchSpec) -> str:
+    """Bind, and return the URL under which this machine reaches the server."""
+    site = web.TCPSite(runner, spec.host, spec.port, backlog=1024)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{reachable}:{port}"
+
+
+async def _load_unless_stopped(
+    spec: LaunchSpec, load: ModelLoader, metrics: RuntimeMetrics, stop: asyncio.Event
+) -> tuple[Engine, LoadedModel] | None:
+    """A started engine; None when a signal came first. Loading cannot be interrupted, so its thread is left behind."""
+    loading = _run_in_daemon_thread(lambda: load(spec))
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        waiting: set[asyncio.Future[Any]] = {loading, stopping}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+    if not loading.done():
+        return None
+    loaded = loading.result()
+    limits = EngineLimits(spec.max_running_requests, spec.max_queued_requests, spec.step_tokens)
+    engine = Engine(loaded.backend, loaded.tokenizer, limits, metrics)
+    engine.start()
+    return engine, loaded
+
+
+def _run_in_daemon_thread(work: Callable[[], LoadedModel]) -> asyncio.Future[LoadedModel]:
+    """Like asyncio.to_thread, but the process may end while the thread still works."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[LoadedModel] = loop.create_future()
+
+    def settle(result: LoadedModel | BaseException) -> None:
+        if future.done():
+            return
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    def run() -> None:
+        try:
+            result: LoadedModel | BaseException = work()
+        except Exception as exc:  # carried over to the awaiting side as it is
+            result = exc
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, result)
+
+    threading.Thread(target=run, name="windlass-load", daemon=True).start()
+    return future
+
+
+@contextlib.contextmanager
+def _signals_set(stop: asyncio.Event) -> Iterator[None]:
+    """The first SIGTERM or SIGINT asks for a drain, the second ends the process on the spot.
+
+    Outside the main thread (a server inside a test) there are no signals to hear.
+    """
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,157 @@
+"""Shapes of OpenAI replies: whole, and as chunks of a stream."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from windlass_runtime.backends.sampling import SampledToken
+from windlass_runtime.generation import Piece
+from windlass_runtime.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(slots=True)
+class Usage:
+    """Tokens of one HTTP request; grows while it runs."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+
+    def to_body(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Heading:
+    """Fields that every reply and every chunk of one request repeats."""
+
+    reply_id: str
+    model: str
+    created_s: int
+    """Unix time."""
+
+    def to_body(self, kind: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.reply_id,
+            "object": kind,
+            "created": self.created_s,
+            "model": self.model,
+            "choices": list(choices),
+        }
+
+
+class ChatShape:
+    """`chat.completion` and `chat.completion.chunk`."""
+
+    whole_kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+    id_prefix = "chatcmpl-"
+
+    def __init__(self, tokenizer: Tokenizer, wants_logprobs: bool) -> None:
+        self._tokenizer = tokenizer
+        self._wants_logprobs = wants_logprobs
+
+    def opening(self, choice: int) -> list[dict[str, Any]]:
+        """Chunks' choices before the first token: the role."""
+        delta = {"role": "assistant", "content": ""}
+        return [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}]
+
+    def chunk(self, choice: int, piece: Piece) -> dict[str, Any]:
+        return {
+            "index": choice,
+            "delta": {"content": piece.text} if piece.text else {},
+            "logprobs": self._logprobs(piece.tokens),
+            "finish_reason": piece.finish,
+        }
+
+    def whole(self, choice: int, joined: Piece) -> dict[str, Any]:
+        return {
+            "index": choice,
+            "message": {"role": "assistant", "content": joined.text, "refusal": None},
+            "logprobs": self._logprobs(joined.tokens),
+            "finish_reason": joined.finish,
+        }
+
+    def _logprobs(self, tokens: Sequence[SampledToken]) -> dict[str, Any] | None:
+        if not self._wants_logprobs:
+            return None
+        return {"content": [self._entry(token) for token in tokens], "refusal": None}
+
+    def _entry(self, token: SampledToken) -> dict[str, Any]:
+        alternatives = [self._token(token_id, logprob) for token_id, logprob in token.top]
+        return {**self._token(token.token_id, token.logprob), "top_logprobs": alternatives}
+
+    def _token(self, token_id: int, logprob: float | None) -> dict[str, Any]:
+        exact = self._tokenizer.token_bytes(token_id)
+        return {"token": self._tokenizer.token_text(token_id), "logprob": logprob, "bytes": list(exact)}
+
+
+class CompletionShape:
+    """`text_completion`, for both."""
+
+    whole_kind = "text_completion"
+    chunk_kind = "text_completion"
+    id_prefix = "cmpl-"
+
+    def __init__(self, tokenizer: Tokenizer, wants_logprobs: bool) -> None:
+        self._tokenizer = tokenizer
+        self._wants_logprobs = wants_logprobs
+        self._offsets: dict[int, int] = {}
+        """Characters of token text given out, per choice."""
+
+    def opening(self, _choice: int) -> list[dict[str, Any]]:
+        return []
+
+    def chunk(self, choice: int, piece: Piece) -> dict[str, Any]:
+        return {
+            "index": choice,
+            "text": piece.text,
+            "logprobs": self._logprobs(choice, piece.tokens),
+            "finish_reason": piece.finish,
+        }
+
+    def whole(self, choice: int, joined: Piece) -> dict[str, Any]:
+        return self.chunk(choice, joined)
+
+    def _logprobs(self, choice: int, tokens: Sequence[SampledToken]) -> dict[str, Any] | None:
+        if not self._wants_logprobs:
+            return None
+        texts = [self._tokenizer.token_text(token.token_id) for token in tokens]
+        offsets = []
+        for text in texts:
+            offsets.append(self._offsets.get(choice, 0))
+            self._offsets[choice] = offsets[-1] + len(text)
+        return {
+            "tokens": texts,
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [self._alternatives(token) for token in tokens],
+            "text_offset": offsets,
+        }
+
+    def _alternatives(self, token: SampledToken) -> dict[str, float] | None:
+        if not token.top:
+            return None
+        # Two tokens may share a text (broken bytes, say); the likelier one comes first and stays.
+        found: dict[str, float] = {}
+        for token_id, logprob in token.top:
+            found.setdefault(self._tokenizer.token_text(token_id), logprob)
+        return found
+
+
+Shape = ChatShape | CompletionShape
+
+
+def join_pieces(pieces: Sequence[Piece]) -> Piece:
+    """One choice as a whole."""
+    return Piece(
+        choice=pieces[0].choice,
+        text="".join(piece.text for piece in pieces),
+        tokens=tuple(token for piece in pieces for token in piece.tokens),
+        token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),
+        finish=pieces[-1].finish,
+    )

@@ -1,0 +1,73 @@
+"""What a caller of the Python API can choose. Servers take a LaunchSpec instead; both name the same things."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from windlass_contract.launch_spec import Device, LaunchSpec, Precision
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceConfig:
+    """How a model is loaded and run. An option that this version cannot honour raises instead of being ignored."""
+
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
+    precision: str = "Auto"
+    """`Auto`, `FP32`, `BF16` or `FP16`, in any case; Auto follows the checkpoint where the device computes in it."""
+    cache_bytes: int = 0
+    """Size of the key/value page pool; 0 fits `max_running_requests` full sequences within a safe share of memory."""
+    max_sequence_tokens: int = 0
+    """Prompt plus output; 0 means what the checkpoint was trained for."""
+    max_running_requests: int = 8
+    step_tokens: int = 512
+    """Token budget of one engine step."""
+    sparse_activation: bool = False
+    """Predicted sparsity in feed-forward blocks; not available in this version."""
+    kv_cache_quantization: int = 16
+    """Bits per stored key and value; this version keeps the model's own 16- or 32-bit format."""
+    enable_cache_reuse: bool = False
+    """Reuse of cached prefixes between requests; not available in this version."""
+
+    def __post_init__(self) -> None:
+        _choose(Device, "device", self.device)
+        _choose(Precision, "precision", self.precision)
+        for name in ("cache_bytes", "max_sequence_tokens"):
+            _expect_at_least(name, getattr(self, name), 0)
+        for name in ("max_running_requests", "step_tokens"):
+            _expect_at_least(name, getattr(self, name), 1)
+        _refuse("sparse_activation", self.sparse_activation, False)
+        _refuse("kv_cache_quantization", self.kv_cache_quantization, 16)
+        _refuse("enable_cache_reuse", self.enable_cache_reuse, False)
+
+    def to_launch_spec(self, model_uri: str) -> LaunchSpec:
+        """The same choices in the words a replica is started with."""
+        return LaunchSpec(
+            model_uri=model_uri,
+            served_name=model_uri,
+            device=_choose(Device, "device", self.device),
+            precision=_choose(Precision, "precision", self.precision),
+            cache_bytes=self.cache_bytes,
+            max_sequence_tokens=self.max_sequence_tokens,
+            max_running_requests=self.max_running_requests,
+            step_tokens=self.step_tokens,
+        )
+
+
+def _choose(kind: Any, name: str, value: str) -> Any:
+    for member in kind:
+        if str(value).lower() == member.value.lower():
+            return member
+    allowed = ", ".join(member.value for member in kind)
+    raise ValueError(f"{name}: expected one of {allowed}, found {value!r}")
+
+
+def _expect_at_least(name: str, value: int, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, found {value!r}")
+
+
+def _refuse(name: str, value: object, only: object) -> None:
+    if type(value) is not type(only) or value != only:
+        raise ValueError(f"{name}: this version supports only {only!r}, found {value!r}")
