@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.windlass-installed
 PYTEST ?= $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify lint format types layers generate model bench gpu-check clean
+.PHONY: help setup demo test control-plane e2e verify lint format types layers generate model bench gpu-check clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 16
@@ -28,6 +28,12 @@ demo: $(STAMP)   ## serve the quickstart, ask it one question, print the figures
 
 test: $(STAMP)   ## run every test that needs no GPU and no cluster
 	$(PYTEST) -q
+
+control-plane: ## build the Kubernetes binaries for e2e, cached outside the tree
+	tests/e2e/tools/build.sh
+
+e2e: $(STAMP)    ## run the end-to-end tests on a real control plane
+	$(PYTEST) -q tests/e2e
 
 verify: $(STAMP) lint types layers  ## everything CI checks besides the tests
 	$(BIN)/windlass generate --check

@@ -158,14 +158,14 @@ class ControlPlane:
         while time.monotonic() < deadline and self.processes["kube-apiserver"].poll() is None:
             with contextlib.suppress(OSError, urllib.error.URLError):
                 request = urllib.request.Request(f"{self.url}/readyz", headers={"Authorization": f"Bearer {self.token}"})
-                with urllib.request.urlopen(request, context=_loopback_tls(), timeout=2):
+                with urllib.request.urlopen(request, context=loopback_tls(), timeout=2):
                     return
             time.sleep(0.1)
         tail = (self.folder / "kube-apiserver.log").read_text(errors="replace")[-2000:]
         raise TimeoutError(f"kube-apiserver is not ready after {START_TIMEOUT_S:.0f} s; its log ends:\n{tail}")
 
 
-def _loopback_tls() -> ssl.SSLContext:
+def loopback_tls() -> ssl.SSLContext:
     """The server makes its own certificate at each start and listens on loopback only."""
     context = ssl.create_default_context()
     context.check_hostname = False

@@ -1,0 +1,57 @@
+"""The CRDs on a real API server: they install, agree with `windlass validate`, and their samples pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.kube_client import KubeClient, Refused, eventually
+from support.rule_cases import RULE_CASES, RuleCase
+
+ROOT = Path(__file__).resolve().parents[2]
+CRDS = sorted((ROOT / "crds").glob("*.yaml"))
+SAMPLES = sorted((ROOT / "examples").glob("*/*.yaml"))
+CRD_API = "apiextensions.k8s.io/v1"
+
+pytestmark = pytest.mark.cluster
+
+
+def read_documents(path: Path) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+@pytest.mark.parametrize("path", CRDS, ids=lambda path: path.stem)
+def test_a_crd_becomes_established_with_a_structural_schema(path: Path, kube: KubeClient) -> None:
+    (crd,) = read_documents(path)
+
+    def conditions() -> dict[str, str]:
+        found = kube.get(CRD_API, "CustomResourceDefinition", crd["metadata"]["name"])
+        return {item["type"]: item["status"] for item in (found or {}).get("status", {}).get("conditions", [])}
+
+    established = eventually(conditions, lambda found: found.get("Established") == "True")
+
+    assert "NonStructuralSchema" not in established
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_sample_passes_a_strict_server_side_dry_run(path: Path, kube: KubeClient) -> None:
+    for document in read_documents(path):
+        namespace = document["metadata"].get("namespace")
+        if namespace:
+            kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+
+        kube.create(document, dry_run=True)
+
+
+@pytest.mark.parametrize("case", RULE_CASES, ids=lambda case: case.name)
+def test_the_api_server_agrees_with_validate_on_every_rule(case: RuleCase, kube: KubeClient) -> None:
+    for manifest in case.accepted:
+        kube.create(manifest, dry_run=True)
+    for manifest in case.refused:
+        with pytest.raises(Refused) as caught:
+            kube.create(manifest, dry_run=True)
+        assert caught.value.code == 422
+        if case.rule:
+            assert case.rule["message"] in caught.value.message
