@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from support.control_plane import ControlPlane, missing_binaries, running_control_plane
 from support.kube_client import KubeClient, eventually
 

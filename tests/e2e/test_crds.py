@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from support.kube_client import KubeClient, Refused, eventually
+
+from support.kube_client import KubeClient, RefusedError, eventually
 from support.rule_cases import RULE_CASES, RuleCase
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,7 @@ def test_the_api_server_agrees_with_validate_on_every_rule(case: RuleCase, kube:
     for manifest in case.accepted:
         kube.create(manifest, dry_run=True)
     for manifest in case.refused:
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(RefusedError) as caught:
             kube.create(manifest, dry_run=True)
         assert caught.value.code == 422
         if case.rule:

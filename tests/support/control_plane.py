@@ -157,7 +157,9 @@ class ControlPlane:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and self.processes["kube-apiserver"].poll() is None:
             with contextlib.suppress(OSError, urllib.error.URLError):
-                request = urllib.request.Request(f"{self.url}/readyz", headers={"Authorization": f"Bearer {self.token}"})
+                request = urllib.request.Request(
+                    f"{self.url}/readyz", headers={"Authorization": f"Bearer {self.token}"}
+                )
                 with urllib.request.urlopen(request, context=loopback_tls(), timeout=2):
                     return
             time.sleep(0.1)

@@ -19,7 +19,7 @@ CLUSTER_SCOPED = {"Namespace", "Node", "CustomResourceDefinition", "PriorityClas
 PLURALS = {"NetworkPolicy": "networkpolicies", "PriorityClass": "priorityclasses", "GPUClass": "gpuclasses"}
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The API server answered with an error; `code` is the HTTP status."""
 
     def __init__(self, code: int, message: str) -> None:
@@ -35,8 +35,10 @@ class KubeClient:
         self._url = plane.url
         self._token = token or plane.token
 
-    def request(self, method: str, path: str, body: Manifest | None = None, content_type: str = "application/json") -> Any:
-        """One call. Raises Refused."""
+    def request(
+        self, method: str, path: str, body: Manifest | None = None, content_type: str = "application/json"
+    ) -> Any:
+        """One call. Raises RefusedError."""
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": content_type, "Accept": "application/json"}
         data = json.dumps(body).encode() if body is not None else None
         request = urllib.request.Request(self._url + path, data=data, headers=headers, method=method)
@@ -45,7 +47,9 @@ class KubeClient:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as exc:
             text = exc.read().decode(errors="replace")
-            raise Refused(exc.code, json.loads(text).get("message", text) if text.startswith("{") else text) from exc
+            raise RefusedError(
+                exc.code, json.loads(text).get("message", text) if text.startswith("{") else text
+            ) from exc
 
     def apply(self, manifest: Manifest, *, manager: str = "e2e", dry_run: bool = False) -> Manifest:
         """Server-side apply with force."""
@@ -70,8 +74,10 @@ class KubeClient:
         """The object, or None when there is none."""
         metadata = {"name": name, "namespace": namespace}
         try:
-            found: Manifest = self.request("GET", path_of({"apiVersion": api_version, "kind": kind, "metadata": metadata}))
-        except Refused as exc:
+            found: Manifest = self.request(
+                "GET", path_of({"apiVersion": api_version, "kind": kind, "metadata": metadata})
+            )
+        except RefusedError as exc:
             if exc.code == 404:
                 return None
             raise
@@ -88,7 +94,7 @@ class KubeClient:
         metadata = {"name": name, "namespace": namespace}
         try:
             self.request("DELETE", path_of({"apiVersion": api_version, "kind": kind, "metadata": metadata}))
-        except Refused as exc:
+        except RefusedError as exc:
             if exc.code != 404:
                 raise
 
