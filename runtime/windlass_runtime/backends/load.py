@@ -10,6 +10,7 @@ from typing import Final
 import torch
 
 from windlass_contract.launch_spec import Device, Precision
+from windlass_kernels import ops
 from windlass_runtime.backends.torch_backend import TorchBackend
 from windlass_runtime.checkpoint.config import read_spec
 from windlass_runtime.checkpoint.spec import ModelSpec
@@ -17,6 +18,7 @@ from windlass_runtime.checkpoint.tensors import CheckpointTensors
 from windlass_runtime.errors import CapacityError
 from windlass_runtime.kv.store import PageStore, choose_page_count
 from windlass_runtime.model.decoder import Decoder
+from windlass_runtime.model.kernel_arithmetic import KernelArithmetic
 from windlass_runtime.model.torch_arithmetic import TorchArithmetic
 from windlass_runtime.model.weights import load_weights, weight_bytes
 
@@ -54,7 +56,10 @@ def load_backend(
     limit = min(max_sequence_tokens, spec.max_positions) if max_sequence_tokens else spec.max_positions
     with torch.inference_mode(), CheckpointTensors(folder, spec) as tensors:
         _refuse_oversized(spec, dtype, target)
-        weights = load_weights(spec, tensors, dtype=dtype, norm_dtype=dtype, device=target)
+        kernels = target.type == "cpu" and bool(ops.available())
+        # The kernels keep activations and norms in FP32; torch wants one format throughout.
+        norm_dtype = torch.float32 if kernels else dtype
+        weights = load_weights(spec, tensors, dtype=dtype, norm_dtype=norm_dtype, device=target)
     page_count = choose_page_count(
         spec,
         dtype,
@@ -65,7 +70,8 @@ def load_backend(
     )
     with torch.inference_mode():
         store = PageStore(spec, page_count, dtype=dtype, device=target)
-    return TorchBackend(Decoder(spec, weights, TorchArithmetic(spec, target)), store, limit)
+    arithmetic = KernelArithmetic(spec) if kernels else TorchArithmetic(spec, target)
+    return TorchBackend(Decoder(spec, weights, arithmetic), store, limit)
 
 
 def choose_dtype(precision: Precision, spec: ModelSpec, device: torch.device) -> torch.dtype:
