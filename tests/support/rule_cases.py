@@ -1,4 +1,4 @@
-"""Every rule of the CRDs with manifests it accepts and refuses. Complete objects, so that a real API server can judge them too.
+"""Every rule of the CRDs with manifests it accepts and refuses: complete objects, for a real API server to judge too.
 
 A refused manifest breaks its rule and nothing else.
 """

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from windlass_operator.api.meta import PATTERN_WORDS
+from windlass_operator.api.patterns import WORDS
 from windlass_operator.api.rules import RuleError, broken_rules
 from windlass_operator.api.schema import with_defaults
 
@@ -43,12 +43,15 @@ class Finding:
     expected: str
 
 
+def printable(text: str) -> str:
+    """Escape what a terminal would obey rather than show: files may be hostile."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def show(value: Any) -> str:
-    """Say a JSON value in a few words, on one line, without control characters: input may be hostile to terminals."""
+    """Say a JSON value in a few words, on one line."""
     if isinstance(value, str):
-        shown = "".join(
-            char if char.isprintable() else char.encode("unicode_escape").decode() for char in value[: _SHOWN + 1]
-        )
+        shown = printable(value[: _SHOWN + 1])
         return f'"{shown}"' if len(value) <= _SHOWN else f'"{shown[:_SHOWN]}..." ({len(value)} characters)'
     if value is None:
         return "null"
@@ -78,6 +81,8 @@ def show_path(path: Path) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Words that name the closest known spelling, or nothing."""
+    if len(word) > _SHOWN:
+        return ""
     spellings = {spelling.lower(): spelling for spelling in known}
     close = difflib.get_close_matches(word.lower(), spellings, n=1, cutoff=0.7)
     return f" (did you mean {spellings[close[0]]}?)" if close else ""
@@ -86,7 +91,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def check(schema: Mapping[str, Any], value: Any, path: Path = ()) -> list[Finding]:
     """List everything wrong with `value`: its shape, then the rules, which see defaults as the API server does."""
     shape = list(check_shape(schema, value, path))
-    return shape + list(_check_rules(schema, with_defaults(schema, value), path, shape_is_sound=not shape))
+    broken = frozenset(finding.path for finding in shape)
+    return shape + list(_check_rules(schema, with_defaults(schema, value), path, broken))
 
 
 def check_shape(schema: Mapping[str, Any], value: Any, path: Path = ()) -> Iterator[Finding]:
@@ -122,7 +128,7 @@ def _expect(schema: Mapping[str, Any], kind: str) -> str:
         return "one of " + ", ".join(word or '""' for word in schema["enum"])
     if kind == "integer":
         return _bounds(schema, "minimum", "maximum", "a whole number", "")
-    return PATTERN_WORDS.get(schema.get("pattern", ""), _TYPE_WORDS[kind]) if kind == "string" else _TYPE_WORDS[kind]
+    return WORDS.get(schema.get("pattern", ""), _TYPE_WORDS[kind]) if kind == "string" else _TYPE_WORDS[kind]
 
 
 def _bounds(schema: Mapping[str, Any], low: str, high: str, noun: str, unit: str) -> str:
@@ -155,7 +161,7 @@ def _check_string(schema: Mapping[str, Any], value: str, path: Path) -> Iterator
     if _out_of_bounds(schema, len(value), "minLength", "maxLength"):
         yield Finding(path, show(value), _bounds(schema, "minLength", "maxLength", "text", " characters"))
     elif "pattern" in schema and not _matches(schema["pattern"], value):
-        yield Finding(path, show(value), PATTERN_WORDS.get(schema["pattern"], f"text that matches {schema['pattern']}"))
+        yield Finding(path, show(value), WORDS.get(schema["pattern"], f"text that matches {schema['pattern']}"))
 
 
 @functools.cache
@@ -223,19 +229,23 @@ _CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any], Any, Path], Iterator[Fi
 }
 
 
-def _check_rules(schema: Mapping[str, Any], value: Any, path: Path, shape_is_sound: bool) -> Iterator[Finding]:
-    try:
-        for entry, words in broken_rules(schema, value):
-            field = tuple(entry.get("fieldPath", "").split(".")[1:])
-            yield Finding(
-                path + field, words or show(_value_at(value, field)), entry["message"].removeprefix("expected ")
-            )
-    except RuleError as exc:
-        # On a value of the wrong shape a rule may fail to run; the finding about the shape says what to mend.
-        if shape_is_sound:
-            yield Finding(path, f"a rule that cannot be evaluated: {exc}", "a value that rules can judge")
+def _check_rules(schema: Mapping[str, Any], value: Any, path: Path, broken: frozenset[Path]) -> Iterator[Finding]:
+    if path not in broken:
+        try:
+            yield from _broken_rules(schema, value, path)
+        except RuleError as exc:
+            # On a value of the wrong shape a rule may fail to run; the finding about the shape says what to mend.
+            if not broken:
+                yield Finding(path, f"a rule that cannot be evaluated: {exc}", "a value that rules can judge")
     for step, child_schema, child in _children(schema, value):
-        yield from _check_rules(child_schema, child, (*path, step), shape_is_sound)
+        yield from _check_rules(child_schema, child, (*path, step), broken)
+
+
+def _broken_rules(schema: Mapping[str, Any], value: Any, path: Path) -> Iterator[Finding]:
+    for entry, words in broken_rules(schema, value):
+        field = tuple(entry.get("fieldPath", "").split(".")[1:])
+        found = printable(words) or show(_value_at(value, field))
+        yield Finding(path + field, found, entry["message"].removeprefix("expected "))
 
 
 def _value_at(value: Any, path: tuple[str, ...]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final
 
 import pydantic
 
-from windlass_operator.api.check import Finding, check, did_you_mean, show, show_path
+from windlass_operator.api.check import Finding, check, did_you_mean, printable, show, show_path
 from windlass_operator.api.check import Path as FieldPath
 from windlass_operator.api.cross_check import cross_check
 from windlass_operator.api.kinds import KIND_BY_NAME, Kind
@@ -110,13 +110,14 @@ class _Reading:
             found_any = True
             subject = _subject_of(document)
             self.problems += [
-                Problem(path="", found=item.found, expected=item.expected, source=name, line=item.line, subject=subject)
+                Problem("", printable(item.found), item.expected, name, item.line, subject)
                 for item in document.troubles
             ]
             if document.root is not None:
                 self._read_document(name, document.root, sound=not document.troubles)
         if not found_any:
-            self._problem(name, 1, "an empty file", "at least one document")
+            found = "nothing but blank lines and comments" if text.strip() else "an empty file"
+            self._problem(name, 1, found, "at least one document")
 
     def _read_document(self, name: str, root: Node, sound: bool) -> None:
         if isinstance(root.value, dict) and _text_at(root, "kind") == "List" and _text_at(root, "apiVersion") == "v1":

@@ -11,28 +11,14 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from windlass_operator.api.patterns import BYTES, CONDITION_STATUS, LABEL_KEY, LABEL_VALUE, WORDS
+from windlass_operator.api.patterns import DNS_LABEL as DNS_LABEL
+from windlass_operator.api.patterns import QUANTITY as QUANTITY
 from windlass_operator.api.rules import constrained, rule
 
 GROUP: Final = "windlass.dev"
 VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
-
-_POSITIVE: Final = r"([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)"
-
-DNS_LABEL: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-QUANTITY: Final = rf"^{_POSITIVE}(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
-BYTES: Final = rf"^{_POSITIVE}(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
-LABEL_KEY: Final = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
-LABEL_VALUE: Final = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
-
-PATTERN_WORDS: Final = {
-    DNS_LABEL: "lower-case letters, digits and dashes, beginning and ending with a letter or digit",
-    QUANTITY: 'a positive quantity such as "4", "500m" or "16Gi"',
-    BYTES: 'a positive size such as "8Gi" or "500M"',
-    LABEL_KEY: "a label key: letters, digits, '-', '_' and '.', with an optional DNS prefix and '/'",
-    LABEL_VALUE: "a label value: letters, digits, '-', '_' and '.', beginning and ending with a letter or digit",
-}
-"""Pattern -> words that complete "expected ..."; patterns without an entry are shown as they are."""
 
 DnsLabel = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
 Quantity = Annotated[str, Field(min_length=1, max_length=32, pattern=QUANTITY)]
@@ -40,7 +26,7 @@ ByteQuantity = Annotated[str, Field(min_length=1, max_length=32, pattern=BYTES)]
 LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
 LabelValue = Annotated[str, Field(max_length=63, pattern=LABEL_VALUE)]
 
-KEYS_ARE_LABEL_KEYS: Final = rule(f"self.all(key, key.matches('{LABEL_KEY}'))", PATTERN_WORDS[LABEL_KEY])
+KEYS_ARE_LABEL_KEYS: Final = rule(f"self.all(key, key.matches('{LABEL_KEY}'))", WORDS[LABEL_KEY])
 """OpenAPI of the API server knows no pattern for keys, so a rule checks them."""
 
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=32, json_schema_extra=constrained(KEYS_ARE_LABEL_KEYS))]
@@ -73,7 +59,7 @@ class Condition(ApiModel):
     status: Annotated[
         str,
         Field(
-            pattern=r"^(True|False|Unknown)$",
+            pattern=CONDITION_STATUS,
             max_length=7,
             description="True, False or Unknown.",
         ),

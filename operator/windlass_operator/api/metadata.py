@@ -9,7 +9,8 @@ import functools
 from typing import Any, Final
 
 from windlass_operator.api.kinds import Kind
-from windlass_operator.api.meta import DNS_LABEL, KEYS_ARE_LABEL_KEYS, LABEL_VALUE
+from windlass_operator.api.meta import KEYS_ARE_LABEL_KEYS
+from windlass_operator.api.patterns import DNS_LABEL, LABEL_VALUE
 from windlass_operator.api.rules import Schema, constrained
 from windlass_operator.api.schema import structural_schema
 

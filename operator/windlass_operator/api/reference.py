@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from windlass_operator.api.kinds import Kind
-from windlass_operator.api.meta import API_VERSION, GROUP, PATTERN_WORDS
+from windlass_operator.api.meta import API_VERSION, GROUP
+from windlass_operator.api.patterns import WORDS
 from windlass_operator.api.rules import EXTENSION, Schema
 from windlass_operator.api.schema import structural_schema
 
@@ -87,7 +88,7 @@ def _bounds(schema: Schema) -> str:
         if low in schema or high in schema:
             parts.append(_range(schema.get(low), schema.get(high)) + unit)
     if "pattern" in schema:
-        parts.append(PATTERN_WORDS.get(schema["pattern"], f"`{schema['pattern']}`"))
+        parts.append(WORDS.get(schema["pattern"], f"`{schema['pattern']}`"))
     return "; ".join(parts)
 
 

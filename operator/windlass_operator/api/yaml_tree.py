@@ -213,7 +213,7 @@ class _Composer:
             value = resolve_plain(event.value)
         if isinstance(value, float) and not math.isfinite(value):
             self._note(event, f"number {event.value}", "a finite number")
-            value = 0.0
+            value = event.value
         return Node(self._line(event), 1, value, event.value)
 
     def _sequence(self, event: Any, depth: int) -> Node:
@@ -294,7 +294,7 @@ def resolve_plain(text: str) -> str | int | float | bool | None:
     if match := _BASED.fullmatch(text):
         digits = match[2].replace("_", "")
         base = {"b": 2, "x": 16, "o": 8}.get(digits[:1], 8)
-        value = int(digits.lstrip("bxo") or "0", base)
+        value = int(digits[1 if digits[0] in "bxo" else 0 :] or "0", base)
         return -value if match[1] == "-" else value
     if _SPECIAL.fullmatch(text):
         return float(text.replace(".", "", 1))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+
 from support.rule_cases import RULE_CASES, UNIQUENESS_CASES, RuleCase
 from windlass_operator.api.check import check, show_path
 from windlass_operator.api.generate import render_crd
@@ -13,8 +14,12 @@ from windlass_operator.api.kinds import KIND_BY_NAME, KINDS
 from windlass_operator.api.metadata import document_schema
 from windlass_operator.api.rules import EXTENSION, RuleError, evaluate
 
-ACCEPTED = [pytest.param(m, id=f"{c.name}-{i}") for c in (*RULE_CASES, *UNIQUENESS_CASES) for i, m in enumerate(c.accepted)]
-REFUSED = [pytest.param(c, m, id=f"{c.name}-{i}") for c in (*RULE_CASES, *UNIQUENESS_CASES) for i, m in enumerate(c.refused)]
+ACCEPTED = [
+    pytest.param(m, id=f"{c.name}-{i}") for c in (*RULE_CASES, *UNIQUENESS_CASES) for i, m in enumerate(c.accepted)
+]
+REFUSED = [
+    pytest.param(c, m, id=f"{c.name}-{i}") for c in (*RULE_CASES, *UNIQUENESS_CASES) for i, m in enumerate(c.refused)
+]
 
 
 def findings_of(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -7,10 +7,8 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field
 
 from windlass_operator.api.meta import ApiModel, ByteQuantity, Conditions, Labels, ObjectMeta, Tolerations
+from windlass_operator.api.patterns import COMPUTE_CAPABILITY, RESOURCE_NAME
 from windlass_operator.api.rules import constrained, rule
-
-COMPUTE_CAPABILITY: Final = r"^[0-9]{1,2}\.[0-9]$"
-RESOURCE_NAME: Final = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 
 NAME_IS_A_LABEL: Final = rule(
     "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 63",

@@ -18,11 +18,8 @@ from windlass_operator.api.meta import (
     Quantity,
     Tolerations,
 )
+from windlass_operator.api.patterns import ENV_NAME, MODEL_URI, SERVED_NAME
 from windlass_operator.api.rules import constrained, rule
-
-MODEL_URI: Final = r"^(hf|pvc|oci|file)://[^\s]+$"
-SERVED_NAME: Final = r"^[A-Za-z0-9._:/-]*$"
-ENV_NAME: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 MAX_NAME: Final = 40
 """Children add a suffix to the name: pods 17 characters (replica set and pod hash), config maps a word and a hash.
@@ -63,7 +60,11 @@ URI_IS_A_FILE: Final = rule(
     "file:///absolute/path, or file://./path or file://../path on one machine, without .. further on",
 )
 
-CLASSES_ARE_DISTINCT: Final = rule("self.all(name, self.exists_one(other, other == name))", "each GPUClass once")
+CLASSES_ARE_DISTINCT: Final = rule(
+    "self.all(name, self.exists_one(other, other == name))",
+    "each GPUClass once",
+    found="self.filter(name, !self.exists_one(other, other == name))[0] + ' more than once'",
+)
 
 PERCENT_IS_AT_MOST_100: Final = rule(
     "!(self.type in ['CacheUse', 'CPUUtilization']) || self.target <= 100",

@@ -8,10 +8,9 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field
 
 from windlass_operator.api.meta import ApiModel, ByteQuantity, Conditions, DnsLabel, ObjectMeta, Quantity
+from windlass_operator.api.patterns import SHA256
 from windlass_operator.api.rules import constrained, rule
 from windlass_operator.api.v1alpha1.inference_service import Tier
-
-SHA256: Final = r"^[0-9a-f]{64}$"
 
 NAME_IS_A_LABEL: Final = rule(
     "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 63",

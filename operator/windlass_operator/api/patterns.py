@@ -1,0 +1,39 @@
+"""Every pattern of the API with the words that say it, so that an error shows words and the schema shows the pattern.
+
+Patterns stay within what RE2 can run: no look-around, no back-references.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_POSITIVE: Final = r"([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)"
+
+DNS_LABEL: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+QUANTITY: Final = rf"^{_POSITIVE}(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+BYTES: Final = rf"^{_POSITIVE}(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+LABEL_KEY: Final = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+LABEL_VALUE: Final = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+CONDITION_STATUS: Final = r"^(True|False|Unknown)$"
+MODEL_URI: Final = r"^(hf|pvc|oci|file)://[^\s]+$"
+SERVED_NAME: Final = r"^[A-Za-z0-9._:/-]*$"
+ENV_NAME: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
+COMPUTE_CAPABILITY: Final = r"^[0-9]{1,2}\.[0-9]$"
+RESOURCE_NAME: Final = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
+SHA256: Final = r"^[0-9a-f]{64}$"
+
+WORDS: Final = {
+    DNS_LABEL: "lower-case letters, digits and dashes, beginning and ending with a letter or digit",
+    QUANTITY: 'a positive quantity such as "4", "500m" or "16Gi"',
+    BYTES: 'a positive size such as "8Gi" or "500M"',
+    LABEL_KEY: "a label key: letters, digits, '-', '_' and '.', with an optional DNS prefix and '/'",
+    LABEL_VALUE: "a label value: letters, digits, '-', '_' and '.', beginning and ending with a letter or digit",
+    CONDITION_STATUS: "True, False or Unknown",
+    MODEL_URI: "hf://, pvc://, oci:// or file:// and no white space",
+    SERVED_NAME: "letters, digits, '.', '_', ':', '/' and '-'",
+    ENV_NAME: "letters, digits and '_', not beginning with a digit",
+    COMPUTE_CAPABILITY: 'a compute capability such as "9.0"',
+    RESOURCE_NAME: "an extended resource such as nvidia.com/gpu",
+    SHA256: "64 lower-case hex digits",
+}
+"""Words that complete "expected ..."."""
