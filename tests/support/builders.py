@@ -18,8 +18,15 @@ GPU_LABEL = "nvidia.com/gpu.product"
 
 
 def build_service(
-    name: str = "chat", namespace: str = "team-a", *, created: str = "2026-01-01T00:00:00Z", generation: int = 1,
-    classes: Sequence[str] = (), replicas: int | None = None, uri: str = "file:///models/chat", **spec: Any,
+    name: str = "chat",
+    namespace: str = "team-a",
+    *,
+    created: str = "2026-01-01T00:00:00Z",
+    generation: int = 1,
+    classes: Sequence[str] = (),
+    replicas: int | None = None,
+    uri: str = "file:///models/chat",
+    **spec: Any,
 ) -> InferenceService:
     """An InferenceService on CPUs; with `classes`, on GPUs. `spec` keys are camelCase, as in YAML."""
     body: dict[str, Any] = {"model": {"uri": uri}, **spec}
@@ -27,34 +34,51 @@ def build_service(
         body["accelerator"] = {"classes": list(classes)}
     if replicas is not None:
         body["replicas"] = replicas
-    return InferenceService.model_validate({
-        "metadata": {"name": name, "namespace": namespace, "creationTimestamp": created, "generation": generation},
-        "spec": body,
-    })
+    return InferenceService.model_validate(
+        {
+            "metadata": {"name": name, "namespace": namespace, "creationTimestamp": created, "generation": generation},
+            "spec": body,
+        }
+    )
 
 
 def build_tenant(
-    name: str = "acme", namespaces: Sequence[str] = ("team-a",), *, created: str = "2026-01-01T00:00:00Z",
-    gpus: Mapping[str, int] | None = None, quota: Mapping[str, Any] | None = None, generation: int = 1, **spec: Any,
+    name: str = "acme",
+    namespaces: Sequence[str] = ("team-a",),
+    *,
+    created: str = "2026-01-01T00:00:00Z",
+    gpus: Mapping[str, int] | None = None,
+    quota: Mapping[str, Any] | None = None,
+    generation: int = 1,
+    **spec: Any,
 ) -> Tenant:
     """A Tenant with a quota of `gpus`, class to number."""
     listed = [{"name": gpu, "nominal": nominal} for gpu, nominal in (gpus or {}).items()]
-    return Tenant.model_validate({
-        "metadata": {"name": name, "creationTimestamp": created, "generation": generation},
-        "spec": {"namespaces": list(namespaces), "quota": {"gpus": listed, **(quota or {})}, **spec},
-    })
+    return Tenant.model_validate(
+        {
+            "metadata": {"name": name, "creationTimestamp": created, "generation": generation},
+            "spec": {"namespaces": list(namespaces), "quota": {"gpus": listed, **(quota or {})}, **spec},
+        }
+    )
 
 
 def build_gpu_class(name: str = "h200", *, memory: str = "141Gi", capability: str = "9.0", **spec: Any) -> GPUClass:
     """A GPUClass whose nodes `build_node(gpu=name)` makes."""
-    return GPUClass.model_validate({
-        "metadata": {"name": name, "generation": 1},
-        "spec": {"nodeSelector": {GPU_LABEL: name}, "memory": memory, "computeCapability": capability, **spec},
-    })
+    return GPUClass.model_validate(
+        {
+            "metadata": {"name": name, "generation": 1},
+            "spec": {"nodeSelector": {GPU_LABEL: name}, "memory": memory, "computeCapability": capability, **spec},
+        }
+    )
 
 
 def build_node(
-    name: str = "node-1", *, gpu: str = "h200", devices: int = 8, ready: bool = True, schedulable: bool = True,
+    name: str = "node-1",
+    *,
+    gpu: str = "h200",
+    devices: int = 8,
+    ready: bool = True,
+    schedulable: bool = True,
 ) -> Node:
     """A node that carries `devices` GPUs of a class."""
     return Node(name, {GPU_LABEL: gpu}, {GPU_RESOURCE: devices}, ready=ready, schedulable=schedulable)
@@ -63,14 +87,20 @@ def build_node(
 def build_workload(ready: int = 1, *, gpu_class: str = "", **fields: Any) -> Workload:
     """`ready` replicas of the newest revision, all in order; on a GPU class they hold one device each."""
     settled: dict[str, Any] = {
-        "replicas": ready, "ready": ready, "updated": ready, "updated_ready": ready, "wanted": ready,
-        "gpu_class": gpu_class, "devices": ready if gpu_class else 0,
+        "replicas": ready,
+        "ready": ready,
+        "updated": ready,
+        "updated_ready": ready,
+        "wanted": ready,
+        "gpu_class": gpu_class,
+        "devices": ready if gpu_class else 0,
     }
     return Workload(**{**settled, **fields})
 
 
 def build_snapshot(
-    *objects: InferenceService | Tenant | GPUClass, nodes: Sequence[Node] | None = (),
+    *objects: InferenceService | Tenant | GPUClass,
+    nodes: Sequence[Node] | None = (),
     workloads: Mapping[str, Workload] | None = None,
 ) -> Snapshot:
     """A world of these objects. `workloads` maps `namespace/name` to what runs; `nodes=None` leaves nodes unknown."""

@@ -14,9 +14,19 @@ from windlass_operator.domain.model_source import ModelSource, SourceKind, expla
     [
         pytest.param("hf://org/name@v1", ModelSource(SourceKind.HUB, "org/name@v1", "", "hf://org/name@v1"), id="hub"),
         pytest.param("pvc://models", ModelSource(SourceKind.CLAIM, "models", "", "file:///models"), id="claim root"),
-        pytest.param("pvc://models/a/b/", ModelSource(SourceKind.CLAIM, "models", "a/b", "file:///models"), id="folder of a claim"),
-        pytest.param("oci://r.io/chat:1", ModelSource(SourceKind.IMAGE, "r.io/chat:1", "", "file:///models"), id="image"),
-        pytest.param("file:///srv/chat", ModelSource(SourceKind.FILE, "/srv/chat", "", "file:///srv/chat"), id="path in the image"),
+        pytest.param(
+            "pvc://models/a/b/",
+            ModelSource(SourceKind.CLAIM, "models", "a/b", "file:///models"),
+            id="folder of a claim",
+        ),
+        pytest.param(
+            "oci://r.io/chat:1", ModelSource(SourceKind.IMAGE, "r.io/chat:1", "", "file:///models"), id="image"
+        ),
+        pytest.param(
+            "file:///srv/chat",
+            ModelSource(SourceKind.FILE, "/srv/chat", "", "file:///srv/chat"),
+            id="path in the image",
+        ),
     ],
 )
 def test_mounted_sources_reach_a_replica_as_files(uri, expected):

@@ -12,10 +12,27 @@ from windlass_operator.domain.quota import Request, share_quota
 from windlass_operator.domain.snapshot import Key
 
 
-def build_request(name: str, least: int = 1, most: int | None = None, *, created: str = "2026-01-01", held: int = 0,
-                  held_class: str = "h200", classes: tuple[str, ...] = ("h200",), per_replica: int = 1) -> Request:
-    return Request(Key("InferenceService", "team-a", name), created, classes, least, least if most is None else most,
-                   per_replica, held_class if held else "", held)
+def build_request(
+    name: str,
+    least: int = 1,
+    most: int | None = None,
+    *,
+    created: str = "2026-01-01",
+    held: int = 0,
+    held_class: str = "h200",
+    classes: tuple[str, ...] = ("h200",),
+    per_replica: int = 1,
+) -> Request:
+    return Request(
+        Key("InferenceService", "team-a", name),
+        created,
+        classes,
+        least,
+        least if most is None else most,
+        per_replica,
+        held_class if held else "",
+        held,
+    )
 
 
 def share(*requests: Request, **nominal: int) -> dict[str, tuple[str, int]]:
@@ -23,23 +40,70 @@ def share(*requests: Request, **nominal: int) -> dict[str, tuple[str, int]]:
     return {key.name: (grant.gpu_class, grant.replicas) for key, grant in grants.items()}
 
 
-@pytest.mark.parametrize(("requests", "nominal", "expected"), [
-    pytest.param([build_request("a", 2), build_request("b", 2)], 4, {"a": 2, "b": 2}, id="both fit"),
-    pytest.param([build_request("a", 3), build_request("b", 2)], 4, {"a": 3, "b": 0}, id="same age: the name decides, and a newcomer gets all or nothing"),
-    pytest.param([build_request("a", 3, created="2026-02-02"), build_request("b", 2)], 4, {"a": 0, "b": 2}, id="the older is served first"),
-    pytest.param([build_request("a", 3), build_request("b", 2, created="2026-02-02", held=2)], 4, {"a": 0, "b": 2},
-                 id="running replicas stay, though their service is younger"),
-    pytest.param([build_request("a", 1, 6), build_request("b", 1, 6)], 4, {"a": 3, "b": 1}, id="everybody's minimum before anybody's growth"),
-    pytest.param([build_request("a", 1, 6, held=3), build_request("b", 1)], 4, {"a": 3, "b": 1}, id="growth already used is not taken back"),
-    pytest.param([build_request("a", 4, held=2), build_request("b", 1)], 4, {"a": 4, "b": 0}, id="a running older service tops up before a newcomer"),
-    pytest.param([build_request("a", 4, held=2), build_request("b", 1, held=1)], 4, {"a": 3, "b": 1}, id="topping up takes what is left"),
-    pytest.param([build_request("a", 4, held=4)], 2, {"a": 4}, id="a lowered quota evicts nobody"),
-    pytest.param([build_request("a", 4, held=2)], 2, {"a": 2}, id="but lets nobody grow"),
-    pytest.param([build_request("a", 2, held=5), build_request("b", 1)], 5, {"a": 2, "b": 0}, id="pods that still stop count until they are gone"),
-    pytest.param([build_request("a", 0), build_request("b", 2)], 2, {"a": 0, "b": 2}, id="a suspended service reserves nothing"),
-    pytest.param([build_request("a", 2, per_replica=2)], 3, {"a": 0}, id="devices are counted, not replicas"),
-    pytest.param([build_request("a", 1)], 0, {"a": 0}, id="no quota, no GPU"),
-])
+@pytest.mark.parametrize(
+    ("requests", "nominal", "expected"),
+    [
+        pytest.param([build_request("a", 2), build_request("b", 2)], 4, {"a": 2, "b": 2}, id="both fit"),
+        pytest.param(
+            [build_request("a", 3), build_request("b", 2)],
+            4,
+            {"a": 3, "b": 0},
+            id="same age: the name decides, and a newcomer gets all or nothing",
+        ),
+        pytest.param(
+            [build_request("a", 3, created="2026-02-02"), build_request("b", 2)],
+            4,
+            {"a": 0, "b": 2},
+            id="the older is served first",
+        ),
+        pytest.param(
+            [build_request("a", 3), build_request("b", 2, created="2026-02-02", held=2)],
+            4,
+            {"a": 0, "b": 2},
+            id="running replicas stay, though their service is younger",
+        ),
+        pytest.param(
+            [build_request("a", 1, 6), build_request("b", 1, 6)],
+            4,
+            {"a": 3, "b": 1},
+            id="everybody's minimum before anybody's growth",
+        ),
+        pytest.param(
+            [build_request("a", 1, 6, held=3), build_request("b", 1)],
+            4,
+            {"a": 3, "b": 1},
+            id="growth already used is not taken back",
+        ),
+        pytest.param(
+            [build_request("a", 4, held=2), build_request("b", 1)],
+            4,
+            {"a": 4, "b": 0},
+            id="a running older service tops up before a newcomer",
+        ),
+        pytest.param(
+            [build_request("a", 4, held=2), build_request("b", 1, held=1)],
+            4,
+            {"a": 3, "b": 1},
+            id="topping up takes what is left",
+        ),
+        pytest.param([build_request("a", 4, held=4)], 2, {"a": 4}, id="a lowered quota evicts nobody"),
+        pytest.param([build_request("a", 4, held=2)], 2, {"a": 2}, id="but lets nobody grow"),
+        pytest.param(
+            [build_request("a", 2, held=5), build_request("b", 1)],
+            5,
+            {"a": 2, "b": 0},
+            id="pods that still stop count until they are gone",
+        ),
+        pytest.param(
+            [build_request("a", 0), build_request("b", 2)],
+            2,
+            {"a": 0, "b": 2},
+            id="a suspended service reserves nothing",
+        ),
+        pytest.param([build_request("a", 2, per_replica=2)], 3, {"a": 0}, id="devices are counted, not replicas"),
+        pytest.param([build_request("a", 1)], 0, {"a": 0}, id="no quota, no GPU"),
+    ],
+)
 def test_gpus_are_shared_by_age_without_evicting_anybody(requests, nominal, expected):
     assert {name: replicas for name, (_, replicas) in share(*requests, h200=nominal).items()} == expected
 
@@ -69,11 +133,27 @@ classes = st.sampled_from(["h200", "a100", "l4"])
 requests_strategy = st.lists(
     st.builds(
         lambda name, day, order, least, growth, held, held_class, per_replica: Request(
-            Key("InferenceService", "team-a", f"s{name}"), f"2026-01-{day:02}", tuple(dict.fromkeys(order)), least, least + growth,
-            per_replica, held_class if held else "", held * per_replica),
-        st.integers(0, 30), st.integers(1, 9), st.lists(classes, min_size=1, max_size=3), st.integers(0, 5), st.integers(0, 5),
-        st.integers(0, 4), classes, st.integers(1, 2)),
-    max_size=10, unique_by=lambda request: request.key)
+            Key("InferenceService", "team-a", f"s{name}"),
+            f"2026-01-{day:02}",
+            tuple(dict.fromkeys(order)),
+            least,
+            least + growth,
+            per_replica,
+            held_class if held else "",
+            held * per_replica,
+        ),
+        st.integers(0, 30),
+        st.integers(1, 9),
+        st.lists(classes, min_size=1, max_size=3),
+        st.integers(0, 5),
+        st.integers(0, 5),
+        st.integers(0, 4),
+        classes,
+        st.integers(1, 2),
+    ),
+    max_size=10,
+    unique_by=lambda request: request.key,
+)
 nominal_strategy = st.dictionaries(classes, st.integers(0, 12))
 
 
@@ -84,9 +164,14 @@ def test_grants_never_exceed_the_quota_beyond_what_already_runs(requests, nomina
     for gpu_class in ("h200", "a100", "l4"):
         held = sum(request.held_devices for request in requests if request.held_class == gpu_class)
         promised = sum(
-            max(grants[request.key].replicas * request.devices_per_replica if grants[request.key].gpu_class == gpu_class else 0,
-                request.held_devices if request.held_class == gpu_class else 0)
-            for request in requests)
+            max(
+                grants[request.key].replicas * request.devices_per_replica
+                if grants[request.key].gpu_class == gpu_class
+                else 0,
+                request.held_devices if request.held_class == gpu_class else 0,
+            )
+            for request in requests
+        )
         assert promised <= max(nominal.get(gpu_class, 0), held)
 
 
@@ -125,14 +210,21 @@ def test_granting_twice_changes_nothing_once_the_first_grant_runs(requests, nomi
     fresh = [request for request in requests if not request.held_devices]
     first = share_quota(fresh, nominal)
     running = [
-        Request(request.key, request.created,
-                (first[request.key].gpu_class, *(name for name in request.classes if name != first[request.key].gpu_class)),
-                request.least, request.most, request.devices_per_replica,
-                first[request.key].gpu_class if first[request.key].replicas else "",
-                first[request.key].replicas * request.devices_per_replica)
-        for request in fresh]
+        Request(
+            request.key,
+            request.created,
+            (first[request.key].gpu_class, *(name for name in request.classes if name != first[request.key].gpu_class)),
+            request.least,
+            request.most,
+            request.devices_per_replica,
+            first[request.key].gpu_class if first[request.key].replicas else "",
+            first[request.key].replicas * request.devices_per_replica,
+        )
+        for request in fresh
+    ]
 
     second = share_quota(running, nominal)
 
     assert {key: (grant.gpu_class, grant.replicas) for key, grant in second.items() if first[key].replicas} == {
-        key: (grant.gpu_class, grant.replicas) for key, grant in first.items() if grant.replicas}
+        key: (grant.gpu_class, grant.replicas) for key, grant in first.items() if grant.replicas
+    }
