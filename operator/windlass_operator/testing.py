@@ -37,7 +37,7 @@ class InMemoryCluster:
     """What was applied, with its owner."""
     statuses: dict[Key, Manifest] = field(default_factory=dict)
     writes: list[str] = field(default_factory=list)
-    """One line per write, oldest first: `apply Deployment/chat`, `delete Service/chat`, `status InferenceService a/b`."""
+    """One line per write, oldest first: `apply Deployment/chat`, `status InferenceService a/b`."""
     refused: dict[str, str] = field(default_factory=dict)
     """`kind/name` -> reason: objects the cluster refuses, as a quota or a policy would."""
     failures: deque[Exception] = field(default_factory=deque)

@@ -230,6 +230,8 @@ class KubernetesCluster:
         if not labels.is_prunable(wanted):
             return
         metadata = live["metadata"]
+        if owner_uid in {reference.get("uid") for reference in metadata.get("ownerReferences") or ()}:
+            return  # ours, whoever took our label away
         manager = (metadata.get("labels") or {}).get(labels.MANAGED_BY)
         if manager != labels.MANAGER:
             raise errors.ApplyRejected(

@@ -97,7 +97,9 @@ async def _load_kubeconfig(path: str) -> Access:
         await config.load_kube_config(  # type: ignore[no-untyped-call]
             config_file=path or None, client_configuration=configuration, persist_config=False
         )
-    except (config.ConfigException, OSError, yaml.YAMLError, TypeError, ValueError) as exc:
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as exc:
+        raise errors.ClusterUnavailable(f"{source}: expected a kubeconfig, found a file that is none: {exc}") from exc
+    except (config.ConfigException, OSError) as exc:
         hint = "" if path else "; name one with --kubeconfig or KUBECONFIG, or run inside a cluster"
         raise errors.ClusterUnavailable(f"{source}: {exc}{hint}") from exc
     return _from_configuration(configuration, source)

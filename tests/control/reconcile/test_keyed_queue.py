@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, Backoff, KeyedQueue, QueueClosed, Rate
 
 PLENTY = Rate(per_s=1e6, burst=1_000_000)
@@ -145,7 +146,7 @@ class Machine(RuleBasedStateMachine):
         self.queue = KeyedQueue[str](Backoff(1.0, 30.0, 0.3), Rate(per_s=5.0, burst=4))
         self.now = 0.0
         self.busy: set[str] = set()
-        self.owed: set[str] = set()      # keys that must run after the last change they saw
+        self.owed: set[str] = set()  # keys that must run after the last change they saw
 
     keys = st.sampled_from("abcdef")
 

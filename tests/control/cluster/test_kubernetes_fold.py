@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import pytest
+
+from windlass_operator.cluster.kubernetes_fold import fold_node, fold_workload, key_of_owner
+from windlass_operator.cluster.kubernetes_kinds import OWNER
+from windlass_operator.domain import labels
+from windlass_operator.domain.snapshot import Key, Workload
+
+SELECTOR = {labels.INSTANCE: "chat", labels.COMPONENT: "runtime"}
+
+
+def build_deployment(replicas=2, generation=3, observed=3, conditions=(), gpus=0):
+    resources = (
+        {"limits": {"nvidia.com/gpu": str(gpus)}, "requests": {"nvidia.com/gpu": str(gpus), "cpu": "1"}} if gpus else {}
+    )
+    return {
+        "kind": "Deployment",
+        "metadata": {
+            "name": "chat",
+            "generation": generation,
+            "annotations": {"deployment.kubernetes.io/revision": "2"},
+        },
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": SELECTOR},
+            "template": {
+                "metadata": {"labels": {labels.GPU_CLASS: "h200"} if gpus else {}},
+                "spec": {"containers": [{"name": "runtime", "resources": resources}]},
+            },
+        },
+        "status": {"observedGeneration": observed, "conditions": list(conditions)},
+    }
+
+
+def build_replica_set(revision="2", template_hash="new", available=1):
+    return {
+        "kind": "ReplicaSet",
+        "metadata": {
+            "labels": {**SELECTOR, "pod-template-hash": template_hash},
+            "annotations": {"deployment.kubernetes.io/revision": revision},
+        },
+        "status": {"availableReplicas": available},
+    }
+
+
+def build_pod(name="chat-1", template_hash="new", ready=True, phase="Running", deleting=False, gpus=0, **status):
+    metadata = {"name": name, "namespace": "ns", "labels": {**SELECTOR, "pod-template-hash": template_hash}}
+    if deleting:
+        metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    resources = {"limits": {"nvidia.com/gpu": str(gpus)}} if gpus else {}
+    conditions = [{"type": "Ready", "status": "True" if ready else "False"}, *status.pop("conditions", ())]
+    return {
+        "kind": "Pod",
+        "metadata": metadata,
+        "spec": {"containers": [{"name": "runtime", "resources": resources}]},
+        "status": {"phase": phase, "conditions": conditions, **status},
+    }
+
+
+def test_pods_of_the_newest_revision_are_told_from_older_ones():
+    pods = [build_pod("a"), build_pod("b", ready=False), build_pod("c", template_hash="old")]
+
+    workload = fold_workload(build_deployment(3), [build_replica_set(), build_replica_set("1", "old", 1)], pods)
+
+    assert (workload.replicas, workload.ready, workload.updated, workload.updated_ready) == (3, 2, 2, 1)
+
+
+def test_a_deployment_without_pods_has_only_a_wish():
+    assert fold_workload(build_deployment(2)) == Workload(wanted=2, observed=True)
+
+
+def test_finished_pods_count_nothing_and_leaving_ones_only_their_devices():
+    pods = [build_pod("a", gpus=1), build_pod("b", phase="Failed", gpus=1), build_pod("c", deleting=True, gpus=1)]
+
+    workload = fold_workload(build_deployment(1, gpus=1), [build_replica_set()], pods)
+
+    assert (workload.replicas, workload.devices, workload.gpu_class) == (1, 2, "h200")
+
+
+def test_pods_that_a_quota_keeps_from_existing_still_wait_for_their_devices():
+    assert fold_workload(build_deployment(4, gpus=2)).devices == 8
+
+
+def test_a_template_that_no_controller_has_seen_is_not_observed():
+    assert not fold_workload(build_deployment(generation=4, observed=3)).observed
+
+
+def test_pods_of_other_services_are_ignored():
+    stranger = build_pod("x")
+    stranger["metadata"]["labels"][labels.INSTANCE] = "other"
+
+    assert fold_workload(build_deployment(), [], [stranger]).replicas == 0
+
+
+QUOTA = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota: gpus"}
+UNSCHEDULABLE = {
+    "type": "PodScheduled",
+    "status": "False",
+    "reason": "Unschedulable",
+    "message": "0/3 nodes are available",
+}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "pods", "expected"),
+    [
+        pytest.param([QUOTA], [], "exceeded quota: gpus", id="a quota"),
+        pytest.param(
+            [], [build_pod(ready=False, conditions=[UNSCHEDULABLE])], "0/3 nodes are available", id="the scheduler"
+        ),
+        pytest.param(
+            [QUOTA], [build_pod(conditions=[UNSCHEDULABLE])], "exceeded quota: gpus", id="the quota comes first"
+        ),
+        pytest.param(
+            [],
+            [
+                build_pod(
+                    ready=False,
+                    containerStatuses=[
+                        {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+                    ],
+                )
+            ],
+            "ImagePullBackOff: no such image",
+            id="an image",
+        ),
+        pytest.param(
+            [],
+            [build_pod(ready=False, containerStatuses=[{"state": {"waiting": {"reason": "ContainerCreating"}}}])],
+            "",
+            id="a normal start",
+        ),
+        pytest.param([], [build_pod()], "", id="nothing pends"),
+    ],
+)
+def test_what_keeps_pods_from_starting_is_told_in_the_words_of_who_refuses(conditions, pods, expected):
+    assert fold_workload(build_deployment(conditions=conditions), [], pods).pending_reason == expected
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        pytest.param(
+            {"type": "ScalingActive", "status": "False", "reason": "FailedGetPodsMetric", "message": "no metrics"},
+            "FailedGetPodsMetric: no metrics",
+            id="no metrics",
+        ),
+        pytest.param(
+            {"type": "AbleToScale", "status": "False", "reason": "FailedGetScale", "message": "m"},
+            "FailedGetScale: m",
+            id="no target",
+        ),
+        pytest.param(
+            {"type": "ScalingActive", "status": "False", "reason": "ScalingDisabled", "message": "zero"},
+            "",
+            id="scaled to zero on purpose",
+        ),
+        pytest.param({"type": "ScalingActive", "status": "True", "reason": "ok"}, "", id="in order"),
+    ],
+)
+def test_an_autoscaler_that_cannot_act_says_why(condition, expected):
+    assert (
+        fold_workload(build_deployment(), autoscaler={"status": {"conditions": [condition]}}).autoscaler_problem
+        == expected
+    )
+
+
+def test_the_newest_failure_of_a_replica_is_kept_with_its_end():
+    def ended(code, time, reason="Error"):
+        return {
+            "terminated": {"exitCode": code, "reason": reason, "finishedAt": time, "message": "x" * 3000 + "last words"}
+        }
+
+    pods = [
+        build_pod("a", containerStatuses=[{"lastState": ended(1, "2026-01-01T00:00:01Z")}]),
+        build_pod("b", containerStatuses=[{"lastState": ended(137, "2026-01-01T00:00:09Z", "OOMKilled")}]),
+        build_pod("c", containerStatuses=[{"state": ended(0, "2026-01-01T00:00:59Z")}]),
+    ]
+
+    failure = fold_workload(build_deployment(), [], pods).last_failure
+
+    assert (failure.reason, failure.pod, failure.exit_code, failure.time) == (
+        "OOMKilled",
+        "b",
+        137,
+        "2026-01-01T00:00:09Z",
+    )
+    assert failure.message.endswith("last words")
+    assert len(failure.message) == 2048
+
+
+@pytest.mark.parametrize(
+    ("ready", "unschedulable", "expected"),
+    [
+        pytest.param("True", None, (True, True), id="in order"),
+        pytest.param("False", None, (False, True), id="not ready"),
+        pytest.param("Unknown", None, (False, True), id="silent"),
+        pytest.param("True", True, (True, False), id="cordoned"),
+    ],
+)
+def test_a_node_tells_whether_pods_can_land_on_it(ready, unschedulable, expected):
+    node = fold_node(
+        {
+            "metadata": {"name": "n", "labels": {"gpu": "h200"}},
+            "spec": {"unschedulable": unschedulable},
+            "status": {
+                "allocatable": {"cpu": "8", "nvidia.com/gpu": "8"},
+                "conditions": [{"type": "Ready", "status": ready}],
+            },
+        }
+    )
+
+    assert (node.ready, node.schedulable) == expected
+    assert dict(node.allocatable) == {"nvidia.com/gpu": 8}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "expected"),
+    [
+        pytest.param(
+            {"kind": "Tenant", "metadata": {"name": "t"}}, Key("Tenant", "", "t"), id="an object of ours is its own"
+        ),
+        pytest.param(
+            {"kind": "Role", "metadata": {"name": "r", "namespace": "ns", "annotations": {OWNER: "Tenant//t"}}},
+            Key("Tenant", "", "t"),
+            id="a child names its owner",
+        ),
+        pytest.param(build_pod(), Key("InferenceService", "ns", "chat"), id="a pod belongs to its service"),
+        pytest.param({"kind": "Pod", "metadata": {"name": "p", "namespace": "ns"}}, None, id="a stranger"),
+        pytest.param(
+            {"kind": "Role", "metadata": {"name": "r", "annotations": {OWNER: "garbage"}}},
+            None,
+            id="an unreadable annotation",
+        ),
+    ],
+)
+def test_every_object_concerns_one_key(manifest, expected):
+    assert key_of_owner(manifest) == expected

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from windlass_operator.api.v1alpha1.gpu_class import GPUClass
+from windlass_operator.api.v1alpha1.inference_service import InferenceService
+from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain.snapshot import Key, Node, Snapshot, Workload
+from windlass_operator.reconcile.wake import keys_to_wake
+
+
+def service_key(name, namespace="a"):
+    return Key("InferenceService", namespace, name)
+
+
+def build_service(name, namespace="a", classes=(), generation=1):
+    spec = {"model": {"uri": "file:///m"}} | ({"accelerator": {"classes": list(classes)}} if classes else {})
+    return InferenceService.model_validate(
+        {"metadata": {"name": name, "namespace": namespace, "generation": generation}, "spec": spec}
+    )
+
+
+def build_tenant(name, *namespaces, quota=(), generation=1):
+    gpus = [{"name": one, "nominal": 1} for one in quota]
+    spec = {"namespaces": list(namespaces), "quota": {"gpus": gpus}}
+    return Tenant.model_validate({"metadata": {"name": name, "generation": generation}, "spec": spec})
+
+
+def build_gpu_class(name, generation=1):
+    spec = {"nodeSelector": {"gpu": name}, "memory": "80Gi", "computeCapability": "9.0"}
+    return GPUClass.model_validate({"metadata": {"name": name, "generation": generation}, "spec": spec})
+
+
+FLEET = Snapshot(
+    services={
+        service_key("chat"): build_service("chat", classes=["h200"]),
+        service_key("code"): build_service("code", classes=["h200", "a100"]),
+        service_key("small"): build_service("small"),
+        service_key("far", "b"): build_service("far", "b", classes=["a100"]),
+    },
+    tenants={"one": build_tenant("one", "a", quota=["h200"]), "two": build_tenant("two", "b")},
+    gpu_classes={name: build_gpu_class(name) for name in ("h200", "a100")},
+    nodes={"n": Node("n", {"gpu": "h200"}, {"nvidia.com/gpu": 8})},
+    workloads={service_key("chat"): Workload(wanted=1, gpu_class="h200", devices=1)},
+)
+TENANT_ONE, TENANT_TWO = Key("Tenant", "", "one"), Key("Tenant", "", "two")
+H200, A100 = Key("GPUClass", "", "h200"), Key("GPUClass", "", "a100")
+CHAT, CODE, SMALL, FAR = service_key("chat"), service_key("code"), service_key("small"), service_key("far", "b")
+
+
+def with_service(service):
+    key = service_key(service.metadata.name, service.metadata.namespace)
+    return dataclasses.replace(FLEET, services={**FLEET.services, key: service})
+
+
+def without_service(key):
+    return dataclasses.replace(FLEET, services={one: service for one, service in FLEET.services.items() if one != key})
+
+
+@pytest.mark.parametrize(
+    ("key", "after", "expected"),
+    [
+        pytest.param(CHAT, FLEET, {CHAT}, id="a pod became ready: only its service"),
+        pytest.param(
+            CHAT,
+            with_service(build_service("chat", classes=["h200"], generation=2)),
+            {CHAT, CODE, TENANT_ONE, H200},
+            id="a new spec: its tenant, its class and its neighbours on GPUs",
+        ),
+        pytest.param(
+            SMALL,
+            with_service(build_service("small", generation=2)),
+            {SMALL, TENANT_ONE},
+            id="a new spec without GPU: no neighbours",
+        ),
+        pytest.param(CHAT, without_service(CHAT), {CHAT, CODE, TENANT_ONE, H200}, id="a service that goes frees quota"),
+        pytest.param(
+            CHAT,
+            dataclasses.replace(FLEET, workloads={CHAT: Workload(wanted=2, gpu_class="h200", devices=2)}),
+            {CHAT, CODE, TENANT_ONE, H200},
+            id="more devices held: quota moved",
+        ),
+        pytest.param(
+            TENANT_ONE,
+            dataclasses.replace(FLEET, tenants={**FLEET.tenants, "one": build_tenant("one", "a", "b", generation=2)}),
+            {TENANT_ONE, TENANT_TWO, CHAT, CODE, SMALL, FAR},
+            id="a tenant that claims another namespace",
+        ),
+        pytest.param(
+            TENANT_ONE,
+            dataclasses.replace(FLEET, tenants={"two": FLEET.tenants["two"]}),
+            {TENANT_ONE, CHAT, CODE, SMALL},
+            id="a tenant that goes",
+        ),
+        pytest.param(
+            H200,
+            dataclasses.replace(FLEET, gpu_classes={"h200": build_gpu_class("h200", 2)}),
+            {H200, CHAT, CODE, TENANT_ONE},
+            id="a class that changes",
+        ),
+        pytest.param(
+            Key("Node", "", "n"),
+            dataclasses.replace(FLEET, nodes={}),
+            {H200, CHAT, CODE, TENANT_ONE},
+            id="a node that goes",
+        ),
+        pytest.param(
+            Key("Node", "", "m"),
+            dataclasses.replace(FLEET, nodes={"m": Node("m", {"gpu": "a100"}, {})}),
+            {A100, CODE, FAR},
+            id="a node that comes",
+        ),
+        pytest.param(
+            Key("Node", "", "n"),
+            dataclasses.replace(FLEET, nodes={"n": Node("n", {"gpu": "a100"}, {})}),
+            {H200, A100, CHAT, CODE, FAR, TENANT_ONE},
+            id="a node that changes its class",
+        ),
+        pytest.param(Key("Node", "", "cpu"), FLEET, set(), id="a node without GPU"),
+    ],
+)
+def test_a_change_wakes_whose_plan_it_can_change(key, after, expected):
+    assert keys_to_wake(key, FLEET, after) == expected
