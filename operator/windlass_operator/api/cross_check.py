@@ -28,7 +28,7 @@ def _problem(loaded: Loaded, item: InferenceService | Tenant, path: str, found: 
     source, metadata = loaded.source_of(item), item.metadata
     name = f"{metadata.namespace}/{metadata.name}" if metadata.namespace else metadata.name
     return Problem(
-        path, found, expected, source.file, source.lines.get(path, source.line), f"{type(item).__name__} {name}"
+        path, found, expected, source.file, source.line_of(path), f"{type(item).__name__} {name}"
     )
 
 

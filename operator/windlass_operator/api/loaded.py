@@ -24,6 +24,12 @@ class Source:
     lines: Mapping[str, int] = field(default_factory=dict)
     """Line of every field that was written, by its path, `spec.model.uri`."""
 
+    def line_of(self, path: str) -> int:
+        """Line of a field, or of its nearest ancestor that was written."""
+        while path and path not in self.lines:
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return self.lines.get(path, self.line)
+
     @property
     def folder(self) -> Path:
         """What relative `file://` paths of the object start from; the working directory for standard input."""

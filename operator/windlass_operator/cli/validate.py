@@ -39,10 +39,10 @@ def summarise(loaded: Loaded) -> str:
         )
         if number
     )
-    wrong = ", ".join(
-        _count(len(items), noun) for items, noun in ((loaded.problems, "error"), (loaded.warnings, "warning")) if items
-    )
-    return f"{'invalid' if loaded.problems else 'valid'}: read {read or 'no usable object'}; {wrong or 'no errors'}"
+    wrong = _count(len(loaded.problems), "error") if loaded.problems else "no errors"
+    if loaded.warnings:
+        wrong += ", " + _count(len(loaded.warnings), "warning")
+    return f"{'invalid' if loaded.problems else 'valid'}: read {read or 'no usable object'}; {wrong}"
 
 
 def _count(number: int, noun: str) -> str:

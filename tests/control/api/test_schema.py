@@ -20,10 +20,10 @@ Node = tuple[str, dict[str, Any]]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
 ALLOWED_KEYS = {
-    "description", "type", "format", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems",
-    "minProperties", "maxProperties", "required", "properties", "items", "additionalProperties", "default",
-    "x-kubernetes-list-type", "x-kubernetes-list-map-keys", EXTENSION,
-}  # fmt: skip
+    *("description", "type", "format", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum"),
+    *("minItems", "maxItems", "minProperties", "maxProperties", "required", "properties", "items"),
+    *("additionalProperties", "default", "x-kubernetes-list-type", "x-kubernetes-list-map-keys", EXTENSION),
+}
 
 
 def walk(schema: dict[str, Any], path: str = "") -> Iterator[Node]:
