@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import datetime
+
+import pytest
+
+from support.kubernetes_client import FakeKubernetesClient
+from windlass_operator import errors
+from windlass_operator.cluster.kubernetes import KubernetesCluster
+from windlass_operator.cluster.kubernetes_audit import AuditTimes, WatchAudit
+from windlass_operator.cluster.kubernetes_events import EventRecorder
+from windlass_operator.cluster.kubernetes_kinds import KINDS, OWNERS, Ref
+from windlass_operator.cluster.kubernetes_lease import Leadership
+from windlass_operator.domain.snapshot import Key
+
+SERVICES = OWNERS[0]
+CHAT = Ref("InferenceService", "ns", "chat")
+
+
+def build_service(name="chat", **labels):
+    metadata = {"name": name, "namespace": "ns", "uid": f"uid-{name}", "labels": labels}
+    return {
+        "apiVersion": "v1",
+        "kind": "InferenceService",
+        "metadata": metadata,
+        "spec": {"model": {"uri": "file:///m"}},
+    }
+
+
+class World:
+    """A server's objects, a cache that a watch feeds, and an audit that waits no time at all."""
+
+    def __init__(self) -> None:
+        self.client = FakeKubernetesClient()
+        now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+        events = EventRecorder(self.client, component="c", instance="i", clock=lambda: 0.0, wall_clock=lambda: now)
+        self.cluster = KubernetesCluster(self.client, Leadership(lambda: 0.0), events, lambda kind, verb: None)
+        self.woken: list[Key] = []
+        self.audit = WatchAudit(
+            self.client,
+            self.cluster,
+            namespaces=(),
+            times=AuditTimes(grace_s=0.0),
+            on_change=self.woken.append,
+            clock=lambda: 0.0,
+        )
+
+    def watch_brings(self, manifest, event="MODIFIED"):
+        self.cluster.absorb(event, manifest)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_a_watch_that_brought_everything_is_in_order(world):
+    world.watch_brings(world.client.put(build_service()))
+
+    assert not await world.audit.audit(SERVICES, "")
+    assert (world.woken, world.audit.dead_watches) == ([], ())
+
+
+async def test_an_object_that_the_watch_missed_is_read_and_wakes_its_key(world):
+    world.client.put(build_service())
+
+    missed = await world.audit.audit(SERVICES, "")
+
+    assert missed.stale == (CHAT,)
+    assert world.cluster.cache.get(CHAT) is not None
+    assert world.woken == [Key("InferenceService", "ns", "chat")]
+
+
+async def test_a_deletion_that_no_watch_told_is_found(world):
+    world.watch_brings(world.client.put(build_service()))
+    del world.client.objects[CHAT]
+
+    await world.audit.audit(SERVICES, "")
+
+    assert world.cluster.cache.get(CHAT) is None
+    assert world.woken == [Key("InferenceService", "ns", "chat")]
+
+
+async def test_our_own_replies_do_not_hide_a_dead_watch(world):
+    world.watch_brings(world.client.put(build_service()))
+    world.cluster.cache.absorb_reply(world.client.put(build_service(changed="by-us")))
+
+    assert (await world.audit.audit(SERVICES, "")).stale == (CHAT,)
+
+
+async def test_a_watch_that_misses_changes_twice_in_a_row_is_dead(world):
+    world.client.put(build_service("one"))
+    await world.audit.audit(SERVICES, "")
+    once = world.audit.dead_watches
+    world.client.put(build_service("two"))
+    await world.audit.audit(SERVICES, "")
+
+    assert (once, world.audit.dead_watches) == ((), ("inferenceservices",))
+
+
+async def test_a_watch_that_recovers_is_alive_again(world):
+    for name in ("one", "two"):
+        world.client.put(build_service(name))
+        await world.audit.audit(SERVICES, "")
+    for manifest in world.client.objects.values():
+        world.watch_brings(manifest)
+
+    await world.audit.audit(SERVICES, "")
+
+    assert world.audit.dead_watches == ()
+
+
+async def test_a_list_older_than_the_watch_accuses_nobody(world):
+    """Lists come from the server's cache and may lag behind what a watch has brought."""
+    world.watch_brings(world.client.put(build_service()))
+    newer = world.client.put(build_service(version="newer"))
+    world.watch_brings(newer)
+    world.client.objects[CHAT]["metadata"]["resourceVersion"] = "1"
+
+    assert not await world.audit.audit(SERVICES, "")
+
+
+async def test_a_list_that_still_shows_a_deleted_object_accuses_nobody(world):
+    stored = world.client.put(build_service())
+    world.watch_brings(stored)
+    world.watch_brings(stored, "DELETED")
+
+    assert not await world.audit.audit(SERVICES, "")
+
+
+async def test_trouble_of_the_server_says_nothing_about_a_watch(world):
+    world.client.put(build_service())
+    for _ in range(3):
+        world.client.fail("list InferenceService/*", errors.RetryLater("503"))
+        await world.audit._audit_safely(SERVICES, "")
+
+    assert world.audit.dead_watches == ()
+
+
+async def test_the_first_listing_is_complete_once_the_watch_brought_what_lists_show(world):
+    stored = world.client.put(build_service())
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "uid": "u"}, "status": {}}
+    world.watch_brings(world.client.put(node))
+    await world.audit._fill_one(KINDS["Node"], "")
+    before = world.cluster.filling
+    world.watch_brings(stored)
+    await world.audit._fill()
+
+    assert ("InferenceService" in before, "Node" in before, world.cluster.filling) == (True, False, ())
+    assert world.audit.filled.is_set()
