@@ -33,6 +33,9 @@ class Library:
         self._c.windlass_isa.restype = ctypes.c_char_p
         self._c.windlass_choose_isa.argtypes = (ctypes.c_char_p,)
         self._c.windlass_set_threads.argtypes = (ctypes.c_int,)
+        self._c.windlass_read_all.argtypes = (_POINTER, _I64)
+        self._c.windlass_read_all.restype = _F32
+        self.read_all = self._c.windlass_read_all
         self.linear = self._c.windlass_linear
         self.norm = self._c.windlass_norm
         self.silu_mul = self._c.windlass_silu_mul

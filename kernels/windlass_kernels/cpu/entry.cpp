@@ -60,6 +60,9 @@ WL_EXPORT int windlass_choose_isa(const char* name) {
 WL_EXPORT void windlass_set_threads(int count) { set_threads(count); }
 WL_EXPORT int windlass_threads() { return threads(); }
 
+// Read whole spans of 256 KiB and return their sum: for measuring bandwidth.
+WL_EXPORT float windlass_read_all(const float* p, int64_t count) { return chosen.load()->read_all(p, count); }
+
 WL_EXPORT void windlass_linear(const float* x, const void* weight, const float* bias, float* y, int64_t m, int64_t n, int64_t k,
                                int32_t storage) {
   chosen.load()->linear({x, weight, bias, y, m, n, k, storage});

@@ -9,5 +9,5 @@
 
 namespace windlass::WL_ISA {
 extern const KernelTable table;
-const KernelTable table{WL_TEXT(WL_ISA), linear, norm, silu_mul, rope_and_store, paged_attention};
+const KernelTable table{WL_TEXT(WL_ISA), read_all, linear, norm, silu_mul, rope_and_store, paged_attention};
 }  // namespace windlass::WL_ISA

@@ -121,4 +121,29 @@ static void rope_and_store(const RopeArgs& a) {
   });
 }
 
+// Sum `count` floats as fast as memory delivers them: the measured floor that benchmarks divide by. Order is not fixed.
+static float read_all(const float* p, int64_t count) {
+  constexpr int64_t kSpan = 64 * 1024, kAhead = 1024;  // eight streams keep more requests in flight than one
+  const int64_t spans = count / kSpan;
+  float* sums = scratch(Scratch::kPackedX, size_t(spans + 1));
+  for_chunks(spans, [&](int64_t c) {
+    Sums<8, 1> s;
+    clear(s);
+    const float* from = p + c * kSpan;
+    for (int64_t i = 0; i < kSpan / 8; i += kLanes)
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) {
+        const float* at = from + j * (kSpan / 8) + i;
+        prefetch(at + kAhead);
+        s.v[j][0] = add(s.v[j][0], load(at));
+      }
+    float folded[8];
+    for (int j = 0; j < 8; ++j) folded[j] = sum(s.v[j][0]);
+    sums[c] = ((folded[0] + folded[1]) + (folded[2] + folded[3])) + ((folded[4] + folded[5]) + (folded[6] + folded[7]));
+  });
+  float total = 0.0f;
+  for (int64_t c = 0; c < spans; ++c) total += sums[c];
+  return total;
+}
+
 }  // namespace windlass::WL_ISA

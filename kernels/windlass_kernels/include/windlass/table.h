@@ -64,6 +64,7 @@ struct AttentionArgs {
 
 struct KernelTable {
   const char* name;
+  float (*read_all)(const float* p, int64_t count);
   void (*linear)(const LinearArgs&);
   void (*norm)(const NormArgs&);
   void (*silu_mul)(const SiluArgs&);

@@ -216,6 +216,8 @@ WL_INLINE Vec exponential(Vec x) {
   return mul(mul(p, power_of_two(first)), power_of_two(sub(n, first)));
 }
 
-WL_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+// Into the second-level cache: asking the first level for streams a tile ahead stalls on its few miss buffers
+// (768 x 2048 floats on one Zen 4 core: 21 GB/s into the first level, 28 into the second; 2026-11-24).
+WL_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace windlass::WL_ISA
