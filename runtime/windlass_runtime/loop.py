@@ -251,9 +251,12 @@ class Engine:
         """Obey what is in the channel, waiting for something when there is no work; False to stop."""
         while True:
             try:
-                command = self._commands.get(block=not self._scheduler.has_work)
+                command = self._commands.get_nowait()
             except queue.Empty:
-                return True
+                if self._scheduler.has_work:
+                    return True
+                self._report_occupancy()  # what stays visible for as long as nothing comes
+                command = self._commands.get()
             if command is None:
                 return False
             if isinstance(command, _Cancel):

@@ -1,7 +1,7 @@
 """Text to token ids and back: `tokenizer.json`, its companions, and text that arrives token by token.
 
-Semantics follow `transformers`: which special tokens `encode` adds, how `add_bos_token` overrides the file, and what a
-chat template sees. Thread-safe; an IncrementalDecoder belongs to one sequence.
+Semantics follow `transformers` 5: the post-processor in `tokenizer.json` alone decides which special tokens `encode`
+adds (`add_bos_token` in tokenizer_config.json is ignored beside it), and a chat template sees the same variables. Thread-safe; an IncrementalDecoder belongs to one sequence.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
-from tokenizers import processors
 
 from windlass_runtime import errors
 from windlass_runtime.chat_template import ChatTemplate
@@ -50,8 +49,6 @@ class Tokenizer:
         core.no_padding()
         self.special_tokens = _special_tokens(config)
         self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(core.to_str()).get("decoder"))
-        if "add_bos_token" in config or "add_eos_token" in config or core.post_processor is None:
-            self._override_post_processor(bool(config.get("add_bos_token")), bool(config.get("add_eos_token")))
         source = template if template is not None else _configured_template(config)
         self._template = None if source is None else ChatTemplate(source, self.special_tokens)
 
@@ -124,26 +121,6 @@ class Tokenizer:
     def decoder(self, prompt: Sequence[int] = ()) -> IncrementalDecoder:
         """A decoder for what follows `prompt`."""
         return IncrementalDecoder(self, prompt)
-
-    def _override_post_processor(self, add_bos: bool, add_eos: bool) -> None:
-        before, after = "", ""
-        special: list[tuple[str, int]] = []
-        bos, eos = self.special_tokens.get("bos_token"), self.special_tokens.get("eos_token")
-        if add_bos and bos is not None:
-            before = f"{bos}:0 "
-            special.append((bos, self._require_id(bos)))
-        if add_eos and eos is not None:
-            after = f" {eos}:0"
-            special.append((eos, self._require_id(eos)))
-        self._core.post_processor = processors.TemplateProcessing(
-            single=f"{before}$A:0{after}", pair=f"{before}$A:0{after} $B:1", special_tokens=special
-        )
-
-    def _require_id(self, token: str) -> int:
-        found = self.token_id(token)
-        if found is None:
-            raise errors.CheckpointError(f"tokenizer: expected {token!r} in the vocabulary, found nothing")
-        return found
 
 
 class IncrementalDecoder:

@@ -16,12 +16,16 @@ class StopStrings:
     pending: str = ""
 
     def feed(self, piece: str) -> tuple[str, bool]:
-        """Text that is safe to show, and whether a stop string was met; the earliest match in the text wins."""
+        """Text that is safe to show, and whether a stop string was met.
+
+        The stop string that is complete first wins, so the result does not depend on how the text was cut.
+        """
         text = self.pending + piece
-        ends = [position for stop in self.stops if (position := text.find(stop)) >= 0]
-        if ends:
+        matches = [(start + len(stop), start) for stop in self.stops if (start := text.find(stop)) >= 0]
+        if matches:
             self.pending = ""
-            return text[: min(ends)], True
+            _, start = min(matches)
+            return text[:start], True
         keep = self._held_length(text)
         self.pending = text[len(text) - keep :]
         return text[: len(text) - keep], False
