@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,38 +126,28 @@ def _sources() -> list[Path]:
 
 
 def _compile(plan: Plan, work: Path) -> Path:
-    """Compile the units side by side, then link. The compilers end with this call, whatever happens."""
-    running: list[tuple[str, subprocess.Popen[str]]] = []
-    try:
-        for unit in plan.units:
-            source, target = str(PACKAGE / "cpu" / f"{unit}.cpp"), str(work / f"{unit}.o")
-            include = f"-I{PACKAGE / 'include'}"
-            command = (*plan.compiler, *plan.flags, *UNIT_FLAGS[unit], include, "-c", source, "-o", target)
-            running.append((unit, subprocess.Popen(command, stderr=subprocess.PIPE, text=True)))
-        for unit, process in running:
-            _, errors = process.communicate(timeout=TIMEOUT_S)
-            if process.returncode != 0:
-                raise BuildError(f"{plan.compiler[0]} failed on {unit}.cpp: {_first_error(errors)}")
-    except subprocess.TimeoutExpired as exc:
-        raise BuildError(f"{plan.compiler[0]} took longer than {TIMEOUT_S:.0f} s") from exc
-    finally:
-        for _, process in running:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
+    """Compile the units side by side, then link."""
+
+    def compile_unit(unit: str) -> str:
+        source, target = str(PACKAGE / "cpu" / f"{unit}.cpp"), str(work / f"{unit}.o")
+        include = f"-I{PACKAGE / 'include'}"
+        _run((*plan.compiler, *plan.flags, *UNIT_FLAGS[unit], include, "-c", source, "-o", target), f" on {unit}.cpp")
+        return target
+
+    with ThreadPoolExecutor(len(plan.units)) as executor:
+        objects = list(executor.map(compile_unit, plan.units))
     library = work / plan.file_name
-    objects = [str(work / f"{unit}.o") for unit in plan.units]
-    _run((*plan.compiler, *plan.flags, "-shared", "-o", str(library), *objects, "-pthread"))
+    _run((*plan.compiler, *plan.flags, "-shared", "-o", str(library), *objects, "-pthread"), " linking")
     return library
 
 
-def _run(command: tuple[str, ...]) -> str:
+def _run(command: tuple[str, ...], what: str = "") -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise BuildError(f"{command[0]} cannot run: {exc}") from exc
     if done.returncode != 0:
-        raise BuildError(f"{command[0]} failed: {_first_error(done.stderr)}")
+        raise BuildError(f"{command[0]} failed{what}: {_first_error(done.stderr)}")
     return done.stdout
 
 
