@@ -50,7 +50,7 @@ BROKEN_INPUTS: dict[str, list[Expected]] = {
         (10, "", '"tier" again (first on line 8)', "each key once"),
     ],
     "duplicate-object.yaml": [
-        (6, "metadata.name", "it again", "each object once"),
+        (8, "metadata.name", "it again", "each object once"),
     ],
     "empty.yaml": [
         (1, "", "an empty file", "at least one document"),

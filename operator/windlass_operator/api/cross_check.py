@@ -27,9 +27,7 @@ def cross_check(loaded: Loaded) -> Loaded:
 def _problem(loaded: Loaded, item: InferenceService | Tenant, path: str, found: str, expected: str) -> Problem:
     source, metadata = loaded.source_of(item), item.metadata
     name = f"{metadata.namespace}/{metadata.name}" if metadata.namespace else metadata.name
-    return Problem(
-        path, found, expected, source.file, source.line_of(path), f"{type(item).__name__} {name}"
-    )
+    return Problem(path, found, expected, source.file, source.line_of(path), f"{type(item).__name__} {name}")
 
 
 def _namespaces_with_two_owners(loaded: Loaded) -> Iterator[Problem]:

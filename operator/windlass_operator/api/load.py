@@ -80,11 +80,11 @@ class _Reading:
             self._read_file(file)
 
     def _read_file(self, file: str) -> None:
-        real = os.path.realpath(file)
-        if real in self.files:
-            return  # named twice, or inside a folder that is named too
-        self.files.add(real)
         try:
+            real = os.path.realpath(file)
+            if real in self.files:
+                return  # named twice, or inside a folder that is named too
+            self.files.add(real)
             with open(file, "rb") as stream:
                 self._read_stream(file, stream)
         except (OSError, ValueError) as exc:
@@ -145,7 +145,11 @@ class _Reading:
         if identity in self.sources:
             first = self.sources[identity]
             found = f"it again (first in {first.file}:{first.line})"
-            self.problems.append(Problem("metadata.name", found, "each object once", source.file, source.line, subject))
+            self.problems.append(
+                Problem(
+                    "metadata.name", found, "each object once", source.file, source.line_of("metadata.name"), subject
+                )
+            )
             return
         try:
             parsed = kind.model.model_validate(

@@ -95,12 +95,22 @@ def parse_documents(text: str) -> Iterator[Document]:
 
 def _split(text: str) -> Iterator[tuple[int, str]]:
     """Cut at `---` lines, which end a document wherever they stand: one bad document must not hide the others."""
-    lines = text.split("\n")
-    starts = [0, *(number for number, line in enumerate(lines) if number and re.match(r"---(\s|$)", line))]
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
-        chunk = lines[start:end]
-        if any(line.strip() and not line.lstrip().startswith("#") for line in chunk):
+    chunk: list[str] = []
+    start, has_content = 0, False
+    for number, line in enumerate(text.split("\n")):
+        marker = _MARKER.match(line) is not None
+        if marker and has_content:
             yield start, "\n".join(chunk) + "\n"
+            chunk, start, has_content = [], number, False
+        chunk.append(line)
+        # Directives belong to the document after their marker, so they are no content of their own.
+        words = line[3:].strip() if marker else line.strip()
+        has_content = has_content or (bool(words) and not words.startswith(("#", "%")))
+    if has_content:
+        yield start, "\n".join(chunk) + "\n"
+
+
+_MARKER: Final = re.compile(r"---(\s|$)")
 
 
 def _parse_chunk(chunk: str, first_line: int) -> Iterator[Document]:
