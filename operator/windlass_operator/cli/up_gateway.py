@@ -1,4 +1,4 @@
-"""The gateway process of `windlass up`: started once the routing table exists, restarted on the same port if it dies."""
+"""The gateway process of `windlass up`: started on a routing table, restarted on the same port if it dies."""
 
 from __future__ import annotations
 

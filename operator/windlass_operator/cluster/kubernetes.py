@@ -194,7 +194,7 @@ class KubernetesCluster:
             raise errors.RetryLater(f"{ref} is being deleted; it is created anew once it is gone", after_s=2.0)
         if cached is not None and self._is_in_sync(ref, wanted, cached):
             return False
-        live = cached.manifest if cached is not None else await self._client.get(ref)
+        live = cached.manifest if cached is not None else await self._client.get_recent(ref)
         if live is not None:
             self._require_ours(ref, live, wanted, owner_uid)
         if live is not None and ref.kind == "Deployment" and "replicas" not in wanted["spec"]:

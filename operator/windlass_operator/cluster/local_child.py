@@ -50,7 +50,7 @@ class Exit:
 
     def __str__(self) -> str:
         how = f"killed by {signal.Signals(-self.code).name}" if self.code < 0 else f"exit code {self.code}"
-        return f"{how}: {self.last_words}" if self.last_words else how
+        return f"{how}: {self.last_words}" if self.last_words and self.code > 0 else how
 
 
 class Child:

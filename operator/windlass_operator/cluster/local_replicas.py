@@ -235,7 +235,7 @@ class Replicas:
 
     @staticmethod
     def _choose_name(key: Key, service: _Service) -> str:
-        """Take the lowest free number, so that a replica that crashes again and again fills one log file and not many."""
+        """Take the lowest free number: a replica that crashes again and again fills one log file and not many."""
         stem = f"{key.name}-{service.workload.wanted.revision}"
         return next(name for number in itertools.count(1) if (name := f"{stem}-{number}") not in service.running)
 
@@ -299,7 +299,7 @@ class Replicas:
         service.failed_starts = service.failed_starts + 1 if own_decision else 0
         service.last_failure = Failure(
             reason=ended.reason,
-            message=ended.last_words or str(ended),
+            message=(ended.last_words if ended.code > 0 else "") or str(ended),
             pod=item.name,
             exit_code=ended.code,
             time=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

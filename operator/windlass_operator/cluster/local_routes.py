@@ -53,7 +53,7 @@ def _route(
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replace a file as a whole, readable by its owner only: a reader sees the old text or the new one, never a part."""
+    """Replace a file as a whole, readable by its owner only: readers see the old text or the new one, never a part."""
     aside = path.with_name(path.name + ".new")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

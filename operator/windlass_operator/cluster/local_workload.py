@@ -20,6 +20,8 @@ from windlass_operator.cluster.protocol import Manifest
 from windlass_operator.domain import labels
 
 _FILE_SCHEME: Final = "file://"
+_GRACE_S: Final = 15.0
+"""Time a replica has beyond its drain timeout to say goodbye, as in a pod's grace period."""
 _POD_ONLY: Final = frozenset({"HOME", "HF_HOME", "NVIDIA_VISIBLE_DEVICES"})
 """Variables that describe the container's own file system and devices; here the user's stand."""
 
@@ -54,7 +56,7 @@ def read_workload(children: Sequence[Manifest], folder: pathlib.Path) -> LocalWo
         revision=_revision(launch, env),
         surge=surge,
         unavailable=unavailable,
-        drain_timeout_s=launch.drain_timeout_s,
+        drain_timeout_s=launch.drain_timeout_s + _GRACE_S,
     )
     return LocalWorkload(wanted, launch, env, deployment["metadata"].get("labels", {}).get(labels.GPU_CLASS, ""))
 
