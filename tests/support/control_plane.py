@@ -1,4 +1,4 @@
-"""A real Kubernetes control plane on loopback: etcd, kube-apiserver, kube-controller-manager and kube-scheduler.
+"""A real Kubernetes control plane on loopback: etcd and the Kubernetes servers, with kwok in the place of kubelets.
 
 Started in seconds, torn down by process id. The binaries come from KUBEBUILDER_ASSETS or from `make control-plane`.
 """
@@ -24,7 +24,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
+KWOK_STAGES = Path(__file__).resolve().parents[1] / "e2e" / "kwok-stages.yaml"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 
@@ -69,6 +70,7 @@ class ControlPlane:
         self._wait_ready()
         self.start_process("kube-controller-manager", self._controller_manager_flags())
         self.start_process("kube-scheduler", self._scheduler_flags())
+        self.start_process("kwok", self._kwok_flags())
 
     def stop(self) -> None:
         """Stop what was started, newest first, each by its own process."""
@@ -152,6 +154,10 @@ class ControlPlane:
             f"--secure-port={self.ports[4]}",
             "--cert-dir=scheduler-certificates",
         ]
+
+    def _kwok_flags(self) -> list[str]:
+        flags = [f"--kubeconfig={self.kubeconfig}", "--manage-all-nodes=true", "--node-lease-duration-seconds=40"]
+        return [*flags, f"--config={KWOK_STAGES}"]
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S

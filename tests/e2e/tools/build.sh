@@ -24,4 +24,5 @@ build etcd etcd .
 for name in kube-apiserver kube-controller-manager kube-scheduler; do
     build "$name" kubernetes "k8s.io/kubernetes/cmd/$name" "$STAMP"
 done
+build kwok kwok sigs.k8s.io/kwok/cmd/kwok
 echo "$BIN"
