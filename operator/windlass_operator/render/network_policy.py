@@ -83,6 +83,9 @@ def _to_dns(settings: FleetSettings) -> dict[str, Any]:
 
 
 _TO_HTTPS: Final[dict[str, Any]] = {
-    "to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": _METADATA_V4}}, {"ipBlock": {"cidr": "::/0", "except": _METADATA_V6}}],
+    "to": [
+        {"ipBlock": {"cidr": "0.0.0.0/0", "except": _METADATA_V4}},
+        {"ipBlock": {"cidr": "::/0", "except": _METADATA_V6}},
+    ],
     "ports": [{"port": 443, "protocol": "TCP"}],
 }
