@@ -351,7 +351,7 @@ class Engine:
             del running.choices[sequence_id], self._owners[sequence_id]
             if piece.finish is FinishReason.LENGTH:
                 running.outcome = FinishReason.LENGTH
-        running.emit(piece)
+        self._emit(running, piece)
         if not running.choices:
             self._end(running, running.outcome.value)
 
@@ -377,16 +377,24 @@ class Engine:
             self._fail(running, errors.NotServing(f"the engine stopped: {reason}"))
 
     def _fail(self, running: _Running, fault: errors.RuntimeFault) -> None:
-        running.emit(fault)
+        self._emit(running, fault)
         self._end(running, "failed")
 
+    def _emit(self, running: _Running, event: Event) -> None:
+        try:
+            running.emit(event)
+        except Exception as exc:  # a caller's own code: its fault must not reach other requests
+            logger.error("emit failed type=%s request_id=%s", type(exc).__name__, running.request.request_id)
+            self._end(running, "failed")
+
     def _end(self, running: _Running, outcome: str) -> None:
-        """Forget a request, whatever state it is in; its pages are free afterwards."""
+        """Forget a request, whatever state it is in; its pages are free afterwards. Idempotent."""
+        if self._requests.pop(running.request.request_id, None) is None:
+            return
         for sequence_id in running.choices:
             self._scheduler.drop(sequence_id)
             self._owners.pop(sequence_id, None)
         running.choices.clear()
-        del self._requests[running.request.request_id]
         self._metrics.count_outcome(running.request.tenant, outcome, self._clock() - running.arrived_s)
         with self._lock:
             self._admission.leave(sequences=running.request.choices, tokens=running.reserved_tokens)

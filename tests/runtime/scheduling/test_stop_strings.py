@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,7 +46,7 @@ def test_the_cut_of_the_text_into_pieces_does_not_change_what_is_shown_before_th
     text: str, stops: list[str], cuts: list[int]
 ) -> None:
     borders = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
-    pieces = [text[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    pieces = [text[start:end] for start, end in itertools.pairwise(borders)]
 
     shown, stopped = run(tuple(stops), pieces)
 

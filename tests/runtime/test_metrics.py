@@ -1,0 +1,52 @@
+import prometheus_client.parser
+import pytest
+
+from windlass_contract import metric_names
+from windlass_runtime.metrics import RuntimeMetrics
+
+
+def test_tenants_beyond_the_cap_share_one_label() -> None:
+    metrics = RuntimeMetrics("m")
+
+    for number in range(metric_names.MAX_TENANT_LABELS + 5):
+        metrics.count_generated(f"tenant-{number}", 1)
+
+    samples = [
+        sample
+        for family in prometheus_client.parser.text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+        if sample.name == metric_names.GENERATED_TOKENS_TOTAL
+    ]
+    assert len(samples) == metric_names.MAX_TENANT_LABELS + 1
+    other = next(sample for sample in samples if sample.labels["tenant"] == metric_names.OTHER_TENANT)
+    assert other.value == 5
+
+
+def test_every_runtime_metric_of_the_contract_is_exported() -> None:
+    metrics = RuntimeMetrics("m")
+    metrics.set_load_seconds(1.5)
+    metrics.set_occupancy(running=1, waiting=2, pages_free=3, pages_total=4)
+    metrics.observe_step(0.01, 32)
+    metrics.count_accepted("t", 1)
+    metrics.count_generated("t", 1)
+    metrics.observe_queue_time("t", 0.1)
+    metrics.observe_first_token("t", 0.1)
+    metrics.observe_next_token("t", 0.1)
+    metrics.count_outcome("t", "stop", 0.1)
+
+    text = metrics.render().decode()
+
+    elsewhere = ("windlass_gateway", "windlass_reconcile", "windlass_api", "windlass_operator")
+    ours = [
+        value
+        for key, value in vars(metric_names).items()
+        if key.isupper() and isinstance(value, str) and value.startswith("windlass_")
+        if not value.startswith(elsewhere)
+    ]
+    assert [name for name in ours if f"\n{name}" not in text] == []
+    assert 'windlass_kv_use_ratio{model="m"} 0.25' in text
+
+
+def test_an_outcome_outside_of_the_contract_is_a_bug() -> None:
+    with pytest.raises(AssertionError):
+        RuntimeMetrics("m").count_outcome("t", "odd")
