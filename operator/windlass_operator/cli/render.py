@@ -1,7 +1,7 @@
 """`windlass render`: print the objects the operator would apply for some files, without a cluster.
 
-Standard output holds objects only, so it can be piped into `kubectl apply --server-side -f -` or committed. Files with problems
-print nothing; a refused service is left out, its reason goes to standard error, and the exit code is 1.
+Standard output holds objects only, so it can be piped into `kubectl apply --server-side -f -` or committed. Files with
+problems print nothing; a refused service is left out, its reason goes to standard error, and the exit code is 1.
 """
 
 from __future__ import annotations

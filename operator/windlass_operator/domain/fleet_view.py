@@ -1,6 +1,6 @@
 """A snapshot with the look-ups that plans repeat, each made once.
 
-Planning a thousand services from one view costs one pass over tenants, nodes and quotas, instead of one pass per service.
+Planning a thousand services from one view costs one pass over tenants, nodes and quotas, not one pass per service.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ GATEWAY: Final = "gateway"
 SERVICE: Final = f"{GROUP}/service"
 TENANT: Final = f"{GROUP}/tenant"
 GPU_CLASS: Final = f"{GROUP}/gpu-class"
-"""On pods and their Deployment: the GPUClass they run on; shells read `Workload.gpu_class` from it."""
+"""On pod templates: the GPUClass they ask for; shells read `Workload.gpu_class` from it."""
 
 CONFIG_HASH: Final = f"{GROUP}/config-hash"
 PRUNE: Final = f"{GROUP}/prune"

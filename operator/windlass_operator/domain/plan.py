@@ -1,6 +1,6 @@
 """Decide everything about one object from its spec and a snapshot: the `plan` of observe, plan, render, apply, report.
 
-A plan carries its reasons as data. Shells carry out `action`, renderers turn the rest into objects, `status` reports it.
+A plan carries its reasons as data. Shells carry out `action`, renderers turn the rest into objects, `status` reports.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class ServicePlan:
     suspended: bool
     decisions: tuple[Decision, ...]
     refusal: Refusal | None = None
-    """Why the service does not run as its spec says. With action Apply it runs with fewer replicas than asked for."""
+    """Why the service does not run as its spec says; with action Apply it runs with fewer replicas."""
     address: str = ""
-    """Base URL of the OpenAI-compatible API inside the cluster; empty on a single machine, where the gateway knows it."""
+    """Base URL of the OpenAI-compatible API inside the cluster; empty on one machine, where the gateway knows it."""
 
     @property
     def runnable(self) -> bool:

@@ -1,7 +1,7 @@
 """Keep what a user's pod overlay may shape, drop what would weaken isolation or confuse the operator.
 
-The schema offers no security fields at all; what is left to guard are labels and annotations with a meaning, tolerations that
-open every node, and environment variables that change what the process may load or see.
+The schema offers no security fields at all; what is left to guard are labels and annotations with a meaning,
+tolerations that open every node, and environment variables that change what the process may load or see.
 """
 
 from __future__ import annotations

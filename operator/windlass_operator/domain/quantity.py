@@ -1,6 +1,6 @@
 """Read Kubernetes quantities, and write them the way the API server stores them.
 
-The schema has checked their form. A quantity in canonical form compares equal to what comes back, so it never looks like drift.
+The schema has checked their form. A quantity in canonical form equals what comes back, so it never looks like drift.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def parse_bytes(text: str) -> int:
 
 
 def canonical_quantity(text: str) -> str:
-    """The same value in the API server's spelling: no fraction and the largest suffix that allows it; `1.5Gi` is `1536Mi`."""
+    """The same value as the API server spells it: no fraction, the largest possible suffix; `1.5Gi` is `1536Mi`."""
     value, (_, suffix) = parse_quantity(text), _split(text)
     suffixes = _BINARY if suffix in _BINARY and value >= 1024 else _DECIMAL
     for name, factor in sorted(suffixes.items(), key=lambda item: item[1], reverse=True):

@@ -47,8 +47,9 @@ def plan_rollout(replicas: int, min_available: int, room: int | None, *, on_gpu:
         0,
         promise,
         blocked=room is not None,
-        reason=f"{shortage}, and minAvailable {promise} of {replicas} forbids stopping one first: a rollout waits for a device "
-        "and the old pods keep serving; free a device, raise the quota, or lower spec.rollout.minAvailable",
+        reason=f"{shortage}, and minAvailable {promise} of {replicas} forbids stopping one first: without a device "
+        "a rollout waits and the old pods keep serving; free a device, raise the quota, or lower "
+        "spec.rollout.minAvailable",
     )
 
 

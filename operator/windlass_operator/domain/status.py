@@ -1,11 +1,11 @@
 """Turn a plan and what runs into the status that users, GitOps tools and autoscalers read.
 
-`Ready` is the one summary. `Admitted`, `WorkloadReady` and, with an autoscaler, `ScalingActive` say which part is missing.
-`Reconciling` and `Stalled` exist only while work is under way or only a person can help; they are never False.
+`Ready` is the one summary. `Admitted`, `WorkloadReady` and, with an autoscaler, `ScalingActive` say which part is
+missing. `Reconciling` and `Stalled` exist only while work is under way or only a person can help; they are never False.
 
-`Ready` is True when the object is as its spec says and the newest revision takes requests. A suspended service, or one with zero
-replicas, is therefore Ready once its pods are gone (reasons `Suspended`, `ScaledToZero`): nothing is missing, and tools that wait
-for Ready do not hang. Clients find replicas through endpoints, never through this condition.
+`Ready` is True when the object is as its spec says and the newest revision takes requests. A suspended service, or one
+with zero replicas, is therefore Ready once its pods are gone (reasons `Suspended`, `ScaledToZero`): nothing is missing,
+and tools that wait for Ready do not hang. Clients find replicas through endpoints, never through this condition.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Count what GPU classes offer: nodes, devices, and devices nobody of ours holds. Each class is counted once per snapshot."""
+"""Count what GPU classes offer: nodes, devices, and devices nobody of ours holds; each class once per snapshot."""
 
 from __future__ import annotations
 

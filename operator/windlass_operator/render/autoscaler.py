@@ -19,7 +19,7 @@ _POD_METRICS: Final = {
 
 
 def render_autoscaler(plan: ServicePlan, scaling: ScalingPlan) -> Manifest:
-    """An autoscaler that grows at once, at most doubling (or four pods) a minute, and shrinks by half a minute after the delay."""
+    """Grows at once, by its own size or four pods a minute at most; shrinks after the delay, by half at most."""
     return service_child(
         "autoscaling/v2",
         "HorizontalPodAutoscaler",

@@ -19,8 +19,8 @@ def launch_name(plan: ServicePlan) -> str:
 def hash_launch(launch: LaunchSpec) -> str:
     """Changes exactly when a replica would be told something else.
 
-    Values that equal the contract's defaults are left out, because a reader fills them in itself: so a release that adds
-    a field with a default restarts nobody. A release that changes a default raises VERSION.
+    Values that equal the contract's defaults are left out, because a reader fills them in itself: so a release that
+    adds a field with a default restarts nobody. A release that changes a default raises VERSION.
     """
     told = {
         field.name: getattr(launch, field.name)

@@ -1,6 +1,6 @@
 """Who may talk to replicas, and to whom they may talk.
 
-Namespaces are named by `kubernetes.io/metadata.name`, a label only the API server sets, so nobody joins a tenant by labelling.
+Namespaces are named by `kubernetes.io/metadata.name`, which only the API server sets: nobody joins a tenant by label.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NODE_LOCAL_DNS: Final = "169.254.20.10/32"
 
 
 def render_service_policy(plan: ServicePlan, settings: FleetSettings) -> Manifest:
-    """Ingress from gateway, metrics and the tenant's namespaces; egress to DNS, and to HTTPS where the model is downloaded."""
+    """Ingress from gateway, metrics and the tenant's namespaces; egress to DNS, and to HTTPS for a download."""
     egress = [_to_dns(settings)]
     if plan.source.kind is SourceKind.HUB:
         egress.append(_TO_HTTPS)

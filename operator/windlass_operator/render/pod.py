@@ -1,7 +1,7 @@
 """The pod template of a replica.
 
-It depends on the spec, the chosen class and the runtime image alone. Nothing that changes with the world (free devices, quota,
-strategy, operator version) enters it, so only what a user or the platform team decides restarts pods.
+It depends on the spec, the chosen class and the runtime image alone. Nothing that changes with the world (free devices,
+quota, strategy, operator version) enters it, so only what a user or the platform team decides restarts pods.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _drain_command(plan: ServicePlan) -> list[str]:
         (
             "import time, urllib.request as http; "
             f"time.sleep({ROUTING_DELAY_S}); "
-            f"http.urlopen(http.Request('{url}', method='POST'), timeout={plan.drain_timeout_s})"
+            f"http.urlopen(http.Request('{url}', method='POST'), timeout={plan.drain_timeout_s + ROUTING_DELAY_S})"
         ),
     ]
 

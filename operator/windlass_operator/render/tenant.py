@@ -1,6 +1,6 @@
 """Children of a Tenant: its namespaces, and in each of them quota, defaults, roles and isolation.
 
-A Namespace holds the tenant's own objects, so it carries the annotation that keeps cluster shells from owning or deleting it.
+A Namespace holds the tenant's own objects, so it carries the annotation that keeps shells from owning or deleting it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Children of an InferenceService, complete and in the order they are applied: what a pod needs comes before the pods."""
+"""Children of an InferenceService, complete and in the order they are applied: what pods need comes before pods."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def render_service(plan: ServicePlan, settings: FleetSettings) -> tuple[Manifest
 
 
 def render_deployment(plan: ServicePlan, settings: FleetSettings) -> Manifest:
-    """The Deployment. While an autoscaler owns the number of replicas the field is absent, so applying never resets it."""
+    """The Deployment. While an autoscaler owns the number of replicas the field is absent: applying never resets it."""
     owned = {} if plan.replicas is None else {"replicas": plan.replicas}
     spec: dict[str, Any] = {
         **owned,

@@ -52,8 +52,8 @@ def test_it_says_what_was_chosen_why_and_what_is_created(run):
     assert "  precision          BF16" in lines
     assert "                       compute capability 9.0 has BF16" in lines
     assert lines[-1] == (
-        "  creates: ServiceAccount chat-runtime, ConfigMap chat-launch, NetworkPolicy chat, Service chat, Deployment chat, "
-        "HorizontalPodAutoscaler chat, PodDisruptionBudget chat"
+        "  creates: ServiceAccount chat-runtime, ConfigMap chat-launch, NetworkPolicy chat, Service chat, "
+        "Deployment chat, HorizontalPodAutoscaler chat, PodDisruptionBudget chat"
     )
     assert "large" not in result.stdout
 

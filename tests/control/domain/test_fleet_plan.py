@@ -10,7 +10,6 @@ from support.builders import (
     build_tenant,
     build_workload,
 )
-
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.plan import plan_gpu_class, plan_tenant
 

@@ -7,8 +7,8 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import build_gpu_class, build_node, build_service, build_snapshot, build_workload
 
+from support.builders import build_gpu_class, build_node, build_service, build_snapshot, build_workload
 from windlass_operator.domain.gpu_class import Ranking, rank_classes, refuse_ranking
 from windlass_operator.domain.snapshot import Snapshot, Workload
 from windlass_operator.domain.supply import Supply

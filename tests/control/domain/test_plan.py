@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from support.builders import (
     build_gpu_class,
     build_node,
@@ -16,7 +17,6 @@ from support.builders import (
     build_workload,
     service_key,
 )
-
 from windlass_contract.launch_spec import Device, LaunchSpec, Precision
 from windlass_operator.domain.fleet import FleetSettings, Platform
 from windlass_operator.domain.plan import Action, ServicePlan, plan_service, plan_services

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.builders import build_gpu_class
 
+from support.builders import build_gpu_class
 from windlass_contract.launch_spec import Precision
 from windlass_operator.api.v1alpha1.inference_service import PrecisionPreset
 from windlass_operator.domain.precision import choose_precision

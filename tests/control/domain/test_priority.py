@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from support.builders import build_tenant
-
 from windlass_operator.api.v1alpha1.inference_service import Tier
 from windlass_operator.domain.priority import check_tier, denied_priority_classes, priority_class_of
 

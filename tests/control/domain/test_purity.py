@@ -1,4 +1,4 @@
-"""Decisions and renderers see no clock, no network, no randomness and no environment, not even through what they import."""
+"""Decisions and renderers see no clock, network, randomness or environment, not even through what they import."""
 
 from __future__ import annotations
 

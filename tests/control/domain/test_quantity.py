@@ -28,7 +28,7 @@ def test_a_quantity_has_the_value_its_suffix_says(text, value):
 
 @pytest.mark.parametrize("text", ["", "Gi", "8GiB", "1mi", "ten"])
 def test_what_is_no_quantity_is_refused(text):
-    with pytest.raises(ValueError, match="quantity|Invalid literal"):
+    with pytest.raises(ValueError, match=r"quantity|Invalid literal"):
         parse_quantity(text)
 
 

@@ -1,4 +1,4 @@
-"""A tenant's GPUs: nobody is evicted by a newcomer, nothing is promised twice, and order of arrival at the planner is no matter."""
+"""A tenant's GPUs: nobody is evicted by a newcomer, nothing is promised twice, and input order is no matter."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import build_workload
 
+from support.builders import build_workload
 from windlass_operator.domain.rollout import explain_disruptions, plan_rollout, rollout_room
 
 
@@ -77,7 +77,7 @@ def test_room_is_what_devices_quota_and_scheduler_agree_on(free, spare, workload
 
 
 def simulate_rollout(replicas: int, min_available: int, devices: int) -> list[int]:
-    """Run a Deployment's rolling update on a fleet of `devices`, planning anew at every step; return ready pods over time."""
+    """Roll a Deployment on a fleet of `devices`, planning anew at every step; return ready pods over time."""
     old, new_ready, new_pending, history = replicas, 0, 0, []
     for _ in range(20 * replicas + 20):
         held = old + new_ready

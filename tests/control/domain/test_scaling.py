@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.builders import build_service
 
+from support.builders import build_service
 from windlass_operator.domain.fleet import Platform
 from windlass_operator.domain.scaling import (
     ReplicaRange,

@@ -1,12 +1,12 @@
-"""The status contract: one summary, parts that explain it, abnormal conditions only while abnormal, and no write without a change."""
+"""The status contract: one summary, parts that explain it, abnormal conditions only while abnormal, no idle writes."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import build_gpu_class, build_node, build_service, build_snapshot, build_tenant, build_workload
 
+from support.builders import build_gpu_class, build_node, build_service, build_snapshot, build_tenant, build_workload
 from windlass_operator.api.v1alpha1.gpu_class import GPUClassStatus
 from windlass_operator.api.v1alpha1.inference_service import Failure, InferenceServiceStatus
 from windlass_operator.api.v1alpha1.tenant import TenantStatus

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from support.builders import build_tenant
 
+from support.builders import build_tenant
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.tenancy import check_tenancy, explain_tenancy, owners, plan_ownership, tenant_of
 

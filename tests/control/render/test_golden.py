@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.builders import build_gpu_class, build_service, build_snapshot
 
+from support.builders import build_gpu_class, build_service, build_snapshot
 from windlass_operator.api.load import load_documents
 from windlass_operator.cli.render import render_loaded
 from windlass_operator.domain.fleet import FleetSettings
@@ -65,10 +65,10 @@ def test_yaml_and_json_hold_the_same_objects(case):
 @pytest.mark.parametrize(
     ("service", "digest"),
     [
-        pytest.param(build_service(replicas=2), "43513e1580d0fc37", id="cpu"),
+        pytest.param(build_service(replicas=2), "c8e4a66241d41ccd", id="cpu"),
         pytest.param(
             build_service(classes=["h200"], uri="hf://org/chat@v1", cache={"memory": "8Gi"}),
-            "eecc6c7a69665f5a",
+            "8aff42a220e05828",
             id="gpu",
         ),
     ],

@@ -7,8 +7,8 @@ from typing import Any
 
 import kubernetes.client as k8s
 import pytest
-from support.builders import build_gpu_class, build_service, build_snapshot, build_tenant
 
+from support.builders import build_gpu_class, build_service, build_snapshot, build_tenant
 from windlass_operator.domain import labels
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.plan import plan_service, plan_tenant

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.builders import build_gpu_class, build_service, build_snapshot
 
+from support.builders import build_gpu_class, build_service, build_snapshot
 from windlass_contract import endpoints, launch_spec
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.plan import plan_service
@@ -215,7 +215,7 @@ def test_the_grace_period_leaves_room_for_the_hook_and_the_drain():
     assert command[:2] == ["python", "-c"]
     compile(command[2], "preStop", "exec")
     assert f"http://127.0.0.1:{endpoints.RUNTIME_PORT}{endpoints.DRAIN_PATH}" in command[2]
-    assert "timeout=90" in command[2]
+    assert "timeout=95" in command[2]
 
 
 def test_probes_ask_the_contracts_paths_and_startup_waits_for_the_largest_model():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.builders import build_gpu_class, build_snapshot, build_tenant
 
+from support.builders import build_gpu_class, build_snapshot, build_tenant
 from windlass_operator.api.v1alpha1.tenant import Role
 from windlass_operator.domain import labels
 from windlass_operator.domain.fleet import FleetSettings

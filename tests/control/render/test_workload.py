@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.builders import build_gpu_class, build_service, build_snapshot, build_tenant
 
+from support.builders import build_gpu_class, build_service, build_snapshot, build_tenant
 from windlass_contract import metric_names
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.plan import plan_service
