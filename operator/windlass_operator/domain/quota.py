@@ -2,8 +2,8 @@
 
 Three rounds over the services from oldest to newest: what replicas hold stays theirs; then each gets what it needs to
 run at all (a newcomer all of it or nothing, a running service as much as there is); then autoscalers may grow into the
-rest. So nobody's running replicas make room for a newcomer, and the sum never exceeds the quota, unless the quota was
-lowered below what runs.
+rest, in turns. So nobody's running replicas make room for a newcomer, and the sum never exceeds the quota, unless the
+quota was lowered below what runs.
 """
 
 from __future__ import annotations
@@ -103,13 +103,25 @@ def share_quota(requests: Iterable[Request], nominal: Mapping[str, int]) -> dict
     ordered = sorted(requests, key=lambda request: (request.created, request.key))
     ledger = Ledger(nominal, ordered)
     grants = {request.key: _grant_least(request, ledger) for request in ordered}
-    for request in ordered:
-        grant = grants[request.key]
-        if not grant.short:
-            grown = max(grant.replicas, min(request.most, ledger.room(request, grant.gpu_class)))
-            ledger.reserve(request, grant.gpu_class, grown)
-            grants[request.key] = replace(grant, replicas=grown)
+    _grow(ordered, grants, ledger)
     return grants
+
+
+def _grow(ordered: Iterable[Request], grants: dict[Key, Grant], ledger: Ledger) -> None:
+    """Deal the rest out one replica at a time, so that the oldest autoscaler does not take all of it."""
+    growing = [request for request in ordered if not grants[request.key].short]
+    while growing:
+        growing = [request for request in growing if _grow_by_one(request, grants, ledger)]
+
+
+def _grow_by_one(request: Request, grants: dict[Key, Grant], ledger: Ledger) -> bool:
+    grant = grants[request.key]
+    wanted = grant.replicas + 1
+    if wanted > request.most or wanted > ledger.room(request, grant.gpu_class):
+        return False
+    ledger.reserve(request, grant.gpu_class, wanted)
+    grants[request.key] = replace(grant, replicas=wanted)
+    return True
 
 
 def _grant_least(request: Request, ledger: Ledger) -> Grant:

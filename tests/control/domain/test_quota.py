@@ -65,8 +65,14 @@ def share(*requests: Request, **nominal: int) -> dict[str, tuple[str, int]]:
         pytest.param(
             [build_request("a", 1, 6), build_request("b", 1, 6)],
             4,
-            {"a": 3, "b": 1},
-            id="everybody's minimum before anybody's growth",
+            {"a": 2, "b": 2},
+            id="everybody's minimum, then growth in turns",
+        ),
+        pytest.param(
+            [build_request("a", 1, 2), build_request("b", 1, 9), build_request("c", 1, 9)],
+            9,
+            {"a": 2, "b": 4, "c": 3},
+            id="the older gets the odd one",
         ),
         pytest.param(
             [build_request("a", 1, 6, held=3), build_request("b", 1)],
