@@ -41,6 +41,9 @@ class FakeKubernetesClient:
         self._request("get", ref)
         return copy.deepcopy(self.objects.get(ref))
 
+    async def get_recent(self, ref: Ref) -> Json | None:
+        return await self.get(ref)
+
     async def list_metadata(self, kind: Any, namespace: str, selector: str) -> list[Json]:
         self._request("list", Ref(kind.kind, "", "*"))
         label, _, value = selector.partition("=")

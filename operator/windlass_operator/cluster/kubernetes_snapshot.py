@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
-from windlass_operator.cluster.kubernetes_cache import ObjectCache
+from windlass_operator.cluster.kubernetes_cache import Cached, ObjectCache
 from windlass_operator.cluster.kubernetes_fold import fold_node, fold_workload, key_of_owner
 from windlass_operator.cluster.kubernetes_kinds import Ref
 from windlass_operator.domain.snapshot import Key, Node, Snapshot, Workload
@@ -35,6 +35,8 @@ class SnapshotBuilder:
         self._nodes: dict[str, Node] = {}
         self._workloads: dict[Key, Workload] = {}
         self._invalid: dict[Key, tuple[Problem, ...]] = {}
+        self._parsed: dict[Key, Cached] = {}
+        """The version of each object that was parsed last; absent for objects that do not exist."""
         self._touched: set[Key] = set()
         self._built: Snapshot | None = None
 
@@ -74,10 +76,15 @@ class SnapshotBuilder:
     def _refresh(self, key: Key) -> None:
         cached = self._cache.get(Ref(key.kind, key.namespace, key.name))
         manifest = cached.manifest if cached else None
+        if key.kind == "InferenceService":
+            _put(self._workloads, key, self._fold_workload(key))
+        # Most touches come from pods and children; the object itself is parsed only when it is another one.
+        if self._parsed.get(key) is cached:
+            return
+        _put(self._parsed, key, cached)
         self._invalid.pop(key, None)
         if key.kind == "InferenceService":
             _put(self._services, key, self._parse(key, InferenceService, manifest))
-            _put(self._workloads, key, self._fold_workload(key))
         elif key.kind == "Tenant":
             _put(self._tenants, key.name, self._parse(key, Tenant, manifest))
         elif key.kind == "GPUClass":

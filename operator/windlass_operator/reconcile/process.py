@@ -36,8 +36,10 @@ from windlass_operator.settings import OperatorSettings
 
 log = logging.getLogger(__name__)
 
-WAKE_DELAY_S = 0.05
-"""Changes of one object within this time become one reconcile."""
+OWN_DELAY_S = 0.02
+"""Changes of one of our own objects within this time become one reconcile."""
+OTHERS_DELAY_S = 0.25
+"""The same for changes of children, pods and nodes, which come in flocks while a rollout goes on."""
 FLEET_RETRY_S = 30.0
 
 
@@ -65,13 +67,13 @@ class Operator:
         """Take one watch event and wake whom it concerns."""
         key = self.cluster.absorb(event_type, dict(manifest))
         if key is not None:
-            self.wake(key)
+            self.wake(key, OWN_DELAY_S if manifest["kind"] == key.kind else OTHERS_DELAY_S)
 
-    def wake(self, key: Key) -> None:
+    def wake(self, key: Key, delay_s: float = OWN_DELAY_S) -> None:
         """Queue every key whose plan may come out differently after a change of `key`."""
         before, self._last = self._last, self.cluster.picture()
         for other in keys_to_wake(key, before, self._last):
-            self.queue.add(other, WAKE_DELAY_S)
+            self.queue.add(other, delay_s if other == key else OTHERS_DELAY_S)
 
     async def wait_for_work(self) -> None:
         """Return once the caches are filled and this process leads: a plan from half a picture would be wrong."""

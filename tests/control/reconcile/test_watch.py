@@ -64,6 +64,19 @@ def test_kopf_writes_nothing_by_itself():
     assert (settings.posting.enabled, settings.scanning.disabled, settings.peering.standalone) == (False, True, True)
 
 
+def test_kopf_keeps_no_copy_of_an_object_and_leaves_no_mark_on_it():
+    settings, patch = watch.build_settings(OperatorSettings()), {}
+    diffs, progress = settings.persistence.diffbase_storage, settings.persistence.progress_storage
+    body = {"metadata": {"name": "chat"}, "spec": {"a": 1}}
+
+    essence = diffs.build(body=body, extra_fields=())
+    diffs.store(body=body, patch=patch, essence=essence)
+    progress.store(key="k", record={}, body=body, patch=patch)
+    progress.touch(body=body, patch=patch, value="now")
+
+    assert (essence, diffs.fetch(body=body), progress.clear(essence=essence), patch) == ({}, {}, {}, {})
+
+
 def test_a_first_listing_is_not_throttled_by_idle_workers():
     settings = watch.build_settings(OperatorSettings())
 
