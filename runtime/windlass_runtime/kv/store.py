@@ -92,18 +92,19 @@ class LayerPages:
 
 
 class PageStore:
-    """The pool. Pages hold whatever was written last; a fresh pool holds zeros."""
+    """The pool. Pages hold whatever was written last; positions never written hold nothing of meaning."""
 
     def __init__(self, spec: ModelSpec, page_count: int, *, dtype: torch.dtype, device: torch.device) -> None:
         """Reserve everything at once. Raises CapacityError."""
         shape = (page_count, spec.key_value_heads, PAGE_TOKENS, spec.head_size)
         self.page_count = page_count
         self.size_bytes = page_count * page_bytes(spec, dtype)
+        # Padded reads on a GPU meet positions never written, where anything but a number would spread through the mask.
+        # On a CPU nothing is read before it is written, and memory never touched is never taken.
+        allocate = torch.empty if device.type == "cpu" else torch.zeros
         try:
             self.layers = tuple(
-                LayerPages(
-                    torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
-                )
+                LayerPages(allocate(shape, dtype=dtype, device=device), allocate(shape, dtype=dtype, device=device))
                 for _ in range(spec.layer_count)
             )
         except (torch.OutOfMemoryError, RuntimeError) as exc:

@@ -61,6 +61,7 @@ def test_a_pool_that_cannot_hold_one_sequence_is_refused_with_the_arithmetic(
 
 def test_what_is_written_is_gathered_in_the_order_of_the_page_table() -> None:
     layer = PageStore(SPEC, 4, dtype=torch.float32, device=torch.device("cpu")).layers[1]
+    layer.keys.zero_()
     keys, values = torch.randn(70, 2, 12), torch.randn(70, 2, 12)
     positions = torch.arange(70)
     table = torch.tensor([3, 1])
