@@ -73,7 +73,7 @@ class ServicePlan:
     gpu_class: GpuChoice | None
     """None: the service runs on CPUs."""
     replicas: int | None
-    """None while an autoscaler owns the number."""
+    """None while an autoscaler owns the number. Set although one is planned where it has to be woken from zero."""
     scaling: ScalingPlan | None
     priority_class: str
     rollout: RolloutPlan
@@ -139,7 +139,7 @@ def plan_in_view(service: InferenceService, view: FleetView) -> ServicePlan:
         launch=_plan_launch(service, verdict, source, precision, tenant),
         source=source if isinstance(source, ModelSource) else ModelSource(SourceKind.FILE, ""),
         gpu_class=_gpu_choice(service, verdict),
-        replicas=None if scaling is not None else verdict.replicas,
+        replicas=_owned_replicas(verdict, scaling, view.snapshot.workloads.get(key)),
         scaling=scaling,
         priority_class=priority_class_of(spec.tier),
         rollout=rollout,
@@ -172,6 +172,13 @@ def _gpu_choice(service: InferenceService, verdict: Admission) -> GpuChoice | No
     if verdict.candidate is None or service.spec.accelerator is None:
         return None
     return choose(verdict.candidate, service.spec.accelerator.count)
+
+
+def _owned_replicas(verdict: Admission, scaling: ScalingPlan | None, workload: Workload | None) -> int | None:
+    """The number we write. Autoscalers sleep at zero replicas, so one that takes over from there gets its minimum."""
+    if scaling is None:
+        return verdict.replicas
+    return scaling.min_replicas if workload is not None and workload.wanted == 0 else None
 
 
 def _current_replicas(verdict: Admission, scaling: ScalingPlan | None, workload: Workload) -> int:

@@ -231,6 +231,23 @@ def test_an_autoscaler_may_grow_to_the_quota_and_owns_the_number():
     assert (planned.scaling.min_replicas, planned.scaling.max_replicas) == (1, 4)
 
 
+@pytest.mark.parametrize(
+    ("workload", "replicas"),
+    [
+        pytest.param(None, None, id="nothing runs yet: the server's default, then the autoscaler"),
+        pytest.param(build_workload(5), None, id="the autoscaler's choice stands"),
+        pytest.param(build_workload(0), 2, id="resumed from suspension: autoscalers sleep at zero"),
+    ],
+)
+def test_an_autoscaler_is_woken_from_zero_and_otherwise_left_alone(workload, replicas):
+    service = build_service(scaling={"minReplicas": 2, "maxReplicas": 9})
+
+    planned = plan(service, workloads={} if workload is None else {"team-a/chat": workload})
+
+    assert planned.replicas == replicas
+    assert planned.scaling is not None
+
+
 def test_a_class_without_quota_is_passed_over_with_the_reason():
     tenant = build_tenant(gpus={"h200": 0, "a100": 2})
     a100 = build_gpu_class("a100", capability="8.0")
