@@ -25,6 +25,5 @@ def _priority_class(tier: Tier, value: int, preemption: str) -> Manifest:
         object_labels=product_labels("tenancy"),
         value=value,
         preemptionPolicy=preemption,
-        globalDefault=False,
         description=f"InferenceServices of tier {tier.value}.",
     )

@@ -177,4 +177,4 @@ def test_the_three_tiers_have_ordered_priorities_and_batch_preempts_nobody():
     assert values == sorted(values, reverse=True)
     assert values[0] < 1_000_000_000, "above that lies Kubernetes' own"
     assert [item["preemptionPolicy"] for item in classes] == ["PreemptLowerPriority", "PreemptLowerPriority", "Never"]
-    assert not any(item["globalDefault"] for item in classes)
+    assert not any(item.get("globalDefault") for item in classes)

@@ -1,0 +1,48 @@
+"""What `windlass render` prints, on a real API server: accepted, stored as written, unchanged when applied again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from support.kube_client import KubeClient
+
+GOLDEN = Path(__file__).parents[1] / "control" / "render" / "golden"
+CASES = sorted(path.name.removesuffix(".out.yaml") for path in GOLDEN.glob("*.out.yaml"))
+
+pytestmark = pytest.mark.cluster
+
+
+def differences(wanted: Any, stored: Any, path: str = "") -> list[str]:
+    """Fields of `wanted` that the server keeps otherwise; what it adds is its own business."""
+    if isinstance(wanted, dict) and isinstance(stored, dict):
+        return [text for key, value in wanted.items() for text in differences(value, stored.get(key), f"{path}.{key}")]
+    if isinstance(wanted, list) and isinstance(stored, list) and len(wanted) == len(stored):
+        pairs = enumerate(zip(wanted, stored, strict=True))
+        return [text for index, (left, right) in pairs for text in differences(left, right, f"{path}[{index}]")]
+    return [] if wanted == stored else [f"{path}: wrote {wanted!r}, stored {stored!r}"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rendered_objects_are_accepted_stored_as_written_and_stable(kube: KubeClient, case: str) -> None:
+    manifests = list(yaml.safe_load_all((GOLDEN / f"{case}.out.yaml").read_text()))
+    namespace = f"rendered-{case}"
+    kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    wanted = [_move(manifest, case) for manifest in manifests]
+
+    for manifest in wanted:
+        stored = kube.apply(manifest)  # server-side apply refuses fields it does not know
+        assert differences(manifest, stored) == [], f"{manifest['kind']} {manifest['metadata']['name']}"
+        again = kube.apply(manifest)
+        assert again["metadata"]["resourceVersion"] == stored["metadata"]["resourceVersion"]
+
+
+def _move(manifest: dict[str, Any], case: str) -> dict[str, Any]:
+    """Give the object namespaces of its own, so that cases and other tests do not meet."""
+    moved: dict[str, Any] = yaml.safe_load(yaml.safe_dump(manifest).replace("team-", f"rendered-{case}-"))
+    if manifest["kind"] != "PriorityClass" and "namespace" in manifest["metadata"] and case != "tenant":
+        moved["metadata"]["namespace"] = f"rendered-{case}"
+    return moved
