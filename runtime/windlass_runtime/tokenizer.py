@@ -1,7 +1,8 @@
 """Text to token ids and back: `tokenizer.json`, its companions, and text that arrives token by token.
 
 Semantics follow `transformers` 5: the post-processor in `tokenizer.json` alone decides which special tokens `encode`
-adds (`add_bos_token` in tokenizer_config.json is ignored beside it), and a chat template sees the same variables. Thread-safe; an IncrementalDecoder belongs to one sequence.
+adds (`add_bos_token` in tokenizer_config.json is ignored beside it), and a chat template sees the same variables.
+Thread-safe; an IncrementalDecoder belongs to one sequence.
 """
 
 from __future__ import annotations

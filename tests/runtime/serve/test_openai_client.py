@@ -305,15 +305,17 @@ def test_closing_a_stream_stops_the_work_and_frees_the_pages(hangups: Hangups) -
         if not free_steps.acquire(blocking=False):
             hangups.seen.wait(10)
 
-    with served(letters.build_backend(before_step=before_step)) as replica:
-        with openai.OpenAI(base_url=f"{replica.url}/v1", api_key="any", max_retries=0) as client:
-            stream = client.completions.create(model=MODEL, prompt="hi", max_tokens=200, temperature=0, stream=True)
-            next(iter(stream))
-            stream.close()
-            wait_for_metric(replica.url, 'outcome="cancelled",tenant="team-a"} 1.0')
-            wait_for_metric(replica.url, 'windlass_kv_pages_free{model="letters"} 256.0')
-            assert len(replica.fake.steps) <= 7
-            assert client.completions.create(model=MODEL, prompt="a", max_tokens=2).usage is not None
+    with (
+        served(letters.build_backend(before_step=before_step)) as replica,
+        openai.OpenAI(base_url=f"{replica.url}/v1", api_key="any", max_retries=0) as client,
+    ):
+        stream = client.completions.create(model=MODEL, prompt="hi", max_tokens=200, temperature=0, stream=True)
+        next(iter(stream))
+        stream.close()
+        wait_for_metric(replica.url, 'outcome="cancelled",tenant="team-a"} 1.0')
+        wait_for_metric(replica.url, 'windlass_kv_pages_free{model="letters"} 256.0')
+        assert len(replica.fake.steps) <= 7
+        assert client.completions.create(model=MODEL, prompt="a", max_tokens=2).usage is not None
 
 
 def wait_for_metric(url: str, line_end: str) -> None:
@@ -333,17 +335,19 @@ def test_a_full_queue_answers_429_with_a_time_and_the_client_retries_until_there
         assert go.wait(20)
 
     backend = letters.build_backend(before_step=before_step)
-    with served(backend, max_running_requests=1, max_queued_requests=0) as replica:
-        with openai.OpenAI(base_url=f"{replica.url}/v1", api_key="any", max_retries=0) as client:
-            first = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=3, stream=True)
-            with pytest.raises(openai.RateLimitError) as caught:
-                client.completions.create(model=MODEL, prompt="hi", max_tokens=3)
-            assert int(caught.value.response.headers["retry-after"]) >= 1
-            assert caught.value.code == "queue_full"
-            threading.Timer(0.2, go.set).start()
-            patient = client.with_options(max_retries=3)
-            assert patient.completions.create(model=MODEL, prompt="hi", max_tokens=3).usage is not None
-            list(first)
+    with (
+        served(backend, max_running_requests=1, max_queued_requests=0) as replica,
+        openai.OpenAI(base_url=f"{replica.url}/v1", api_key="any", max_retries=0) as client,
+    ):
+        first = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=3, stream=True)
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.completions.create(model=MODEL, prompt="hi", max_tokens=3)
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        assert caught.value.code == "queue_full"
+        threading.Timer(0.2, go.set).start()
+        patient = client.with_options(max_retries=3)
+        assert patient.completions.create(model=MODEL, prompt="hi", max_tokens=3).usage is not None
+        list(first)
 
 
 async def test_thirty_two_clients_at_once_each_get_the_answer_they_would_get_alone(replica: ServedReplica) -> None:

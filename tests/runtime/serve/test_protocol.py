@@ -210,9 +210,13 @@ def test_a_model_that_does_not_load_ends_the_server_with_its_own_words() -> None
     def load(_: object) -> LoadedModel:
         raise CheckpointError("tensor x: expected [2], found [3]")
 
-    with pytest.raises(CheckpointError, match="tensor x"), listening(load, build_spec()) as events:
-        while events.get(timeout=10)["event"] != "stopped":
-            pass
+    def serve_until_stopped() -> None:
+        with listening(load, build_spec()) as events:
+            while events.get(timeout=10)["event"] != "stopped":
+                pass
+
+    with pytest.raises(CheckpointError, match="tensor x"):
+        serve_until_stopped()
 
 
 def test_draining_refuses_new_work_at_once_and_answers_when_the_old_is_done() -> None:
