@@ -19,7 +19,7 @@ from windlass_runtime import errors
 
 MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIASES = 1024
-_FIRST_CANDIDATES = 1024
+_CANDIDATE_COUNTS = (64, 1024)
 """Candidates tried before a full sort: a nucleus is seldom wider."""
 
 
@@ -166,10 +166,10 @@ def _adjust(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> torch.Ten
 
 def _draw_rows(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> torch.Tensor:
     """logits [M, V] -> token ids [M] int64; each row takes one number from its sampler's generator."""
-    temperatures = [sampler.params.temperature for sampler in samplers]
-    scaled = logits / torch.tensor(temperatures, device=logits.device, dtype=logits.dtype).unsqueeze(1)
-    # Tiny temperatures overflow to infinity; the shift keeps the best at 0 and turns the rest into -inf at worst.
-    scaled = torch.where(torch.isfinite(scaled), scaled, torch.finfo(scaled.dtype).max * scaled.sign())
+    temperatures = [max(sampler.params.temperature, 1e-30) for sampler in samplers]  # smaller is 0 in float32
+    # Shifted first: tiny temperatures then overflow to -inf, which is probability 0, and the best stays at 0.
+    shifted = logits - logits.amax(dim=-1, keepdim=True)
+    scaled = shifted.div_(torch.tensor(temperatures, device=logits.device, dtype=logits.dtype).unsqueeze(1))
     points = [sampler.draw() for sampler in samplers]
     drawn = [
         _draw_truncated(row, sampler.params, point) if sampler.params.truncates else _draw_all(row, point)
@@ -180,7 +180,7 @@ def _draw_rows(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> torch.
 
 def _draw_all(row: torch.Tensor, point: float) -> torch.Tensor:
     """Inverse of the cumulative distribution over ids."""
-    return _locate(torch.softmax(row, dim=-1, dtype=torch.float64), point)
+    return _locate(torch.softmax(row, dim=-1), point)
 
 
 def _draw_truncated(row: torch.Tensor, params: SamplingParams, point: float) -> torch.Tensor:
@@ -199,15 +199,23 @@ def keep_candidates(row: torch.Tensor, params: SamplingParams) -> tuple[torch.Te
         values, ids = torch.topk(row, params.top_k)
         total = torch.logsumexp(values.double(), dim=0)
     else:
-        total = torch.logsumexp(row.double(), dim=0)
-        values, ids = torch.topk(row, min(size, _FIRST_CANDIDATES))
-        if values.numel() < size and not _covers(values, total, params):
-            values, ids = torch.sort(row, descending=True, stable=True)
+        total = torch.logsumexp(row, dim=0).double()
+        values, ids = _most_likely(row, total, params)
     probabilities = torch.exp(values.double() - total)
     before = torch.cumsum(probabilities, dim=0) - probabilities
     kept = (before < params.top_p) & (probabilities >= params.min_p * probabilities[0])
     kept[0] = True
     return probabilities[kept], ids[kept]
+
+
+def _most_likely(row: torch.Tensor, total: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
+    """Enough of the row, most likely first, that nothing behind it could be kept."""
+    for count in _CANDIDATE_COUNTS:
+        if count < row.numel():
+            values, ids = torch.topk(row, count)
+            if _covers(values, total, params):
+                return values, ids
+    return torch.sort(row, descending=True, stable=True)
 
 
 def _covers(values: torch.Tensor, total: torch.Tensor, params: SamplingParams) -> bool:
@@ -220,7 +228,7 @@ def _covers(values: torch.Tensor, total: torch.Tensor, params: SamplingParams) -
 
 def _locate(probabilities: torch.Tensor, point: float) -> torch.Tensor:
     """Index of the entry whose share of the cumulative sum holds `point`; scalar int64."""
-    cumulative = torch.cumsum(probabilities, dim=0)
+    cumulative = torch.cumsum(probabilities, dim=0, dtype=torch.float64)
     target = torch.full((), point, device=cumulative.device, dtype=cumulative.dtype) * cumulative[-1]
     index = torch.searchsorted(cumulative, target, right=True)
     # Rounding may put the target on the very end, or on entries of probability 0 behind it.

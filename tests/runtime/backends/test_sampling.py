@@ -187,7 +187,7 @@ def test_a_row_that_no_token_can_be_drawn_from_fails_alone(bad: float) -> None:
     assert tokens[0].token_id == 5
 
 
-@pytest.mark.parametrize("temperature", [1e-30, 1e-6, 1e-3])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e-6, 1e-3])
 def test_tiny_temperatures_take_the_most_likely_token(temperature: float) -> None:
     logits = torch.tensor([1.0, 300.0, 299.0, -5.0])
 
