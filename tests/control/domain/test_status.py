@@ -123,6 +123,13 @@ def message(status, kind: str) -> str:
             "Reconciling",
             id="autoscaled, rolling out",
         ),
+        pytest.param(
+            SCALED,
+            build_workload(4, updated=2, updated_ready=2),
+            ("False", "RollingOut"),
+            "Reconciling",
+            id="autoscaled, the new revision has its minimum but not yet its share",
+        ),
         pytest.param({"classes": ["gone"]}, None, ("False", "UnknownGPUClass"), "Stalled", id="refused"),
         pytest.param(
             {"classes": ["gone"]},
