@@ -138,6 +138,7 @@ class LeaderElector:
         self._clock, self._wall_clock = clock, wall_clock
         self._seen: LeaseRecord | None = None
         self._seen_at = clock()
+        self._led = False
 
     async def run(self) -> None:
         """Try for ever; on cancellation release the lease so that the next leader need not wait."""
@@ -149,7 +150,6 @@ class LeaderElector:
             await self._release()
 
     async def _attempt(self) -> None:
-        was_leader = self._leadership.held
         try:
             async with asyncio.timeout(self._times.renew_s):
                 await self._step()
@@ -157,7 +157,8 @@ class LeaderElector:
             log.warning(
                 "Lease could not be renewed. lease=%s/%s error=%s", self._namespace, self._name, str(exc) or "timeout"
             )
-        if was_leader and not self._leadership.held:
+        led, self._led = self._led, self._leadership.held
+        if led and not self._led:
             log.error("Leadership lost; writing stopped. lease=%s/%s", self._namespace, self._name)
 
     async def _step(self) -> None:
