@@ -1,7 +1,8 @@
 """Compile the CPU kernels with the machine's own C++ compiler, once per source, flags and compiler; keep the result.
 
 The cache is `WINDLASS_KERNEL_CACHE`, else `windlass/kernels` under `XDG_CACHE_HOME` or `~/.cache`: never the package
-folder, which may be read-only or shared. Concurrent builds are safe: each works in a folder of its own and renames its
+folder, which may be read-only or shared. `WINDLASS_KERNEL_LIBRARY` names a library built before, for images that hold
+no compiler; nothing is compiled then. Concurrent builds are safe: each works in a folder of its own and renames its
 library into place.
 This module is the only one here that reads the environment.
 """
@@ -106,6 +107,10 @@ def plan_build(environment: Mapping[str, str] = os.environ, extra_flags: tuple[s
 
 def build(environment: Mapping[str, str] = os.environ, extra_flags: tuple[str, ...] = ()) -> Path:
     """Path of the library for this machine, compiled now if the cache lacks it. Raises BuildError."""
+    if prebuilt := environment.get("WINDLASS_KERNEL_LIBRARY"):
+        if not Path(prebuilt).is_file():
+            raise BuildError(f"kernel library not found: WINDLASS_KERNEL_LIBRARY is {prebuilt!r}")
+        return Path(prebuilt)
     plan = plan_build(environment, extra_flags)
     folder = cache_folder(environment)
     library = folder / plan.file_name

@@ -1,4 +1,4 @@
-"""Run every op under the compiler's sanitizers: `python tests/kernels/sanitize.py`. A script, as two builds take a minute.
+"""Run every op under the compiler's sanitizers: `python tests/kernels/sanitize.py`. A script: two builds take a minute.
 
 Buffers have exactly the promised size, three threads work, plain loops judge the results (see sanitize_driver.cpp).
 """

@@ -18,11 +18,6 @@ from windlass_kernels import build, native, ops, reference
 FAST = ("-O0",)
 
 
-@pytest.fixture(scope="module")
-def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
-
-
 def environment_of(cache: Path, **changes: str) -> dict[str, str]:
     return {**os.environ, "WINDLASS_KERNEL_CACHE": str(cache), **changes}
 
@@ -147,6 +142,17 @@ def test_without_a_compiler_the_reference_runs_after_one_warning(
     assert "CXX is 'no-such-compiler'" in caplog.text
     assert not ops.available()
     assert "no-such-compiler" in ops.available().reason
+
+
+def test_a_library_built_before_is_used_without_a_compiler(tmp_path: Path) -> None:
+    library = tmp_path / "kernels.so"
+    library.write_text("")
+    environment = environment_of(tmp_path, CXX="no-such-compiler", WINDLASS_KERNEL_LIBRARY=str(library))
+
+    assert build.build(environment) == library
+    library.unlink()
+    with pytest.raises(build.BuildError, match=r"WINDLASS_KERNEL_LIBRARY is '.*kernels\.so'"):
+        build.build(environment)
 
 
 def test_the_command_builds_ahead_and_prints_the_path(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from windlass_kernels import ops, reference
@@ -39,6 +39,7 @@ def test_linear_agrees_with_float64(isa: str, m: int, n: int, k: int, dtype: tor
     assert ((result.double() - truth).abs() <= allowed).all()
 
 
+@settings(deadline=None)  # machines share their cores
 @given(
     m=st.integers(1, 80),
     n=st.integers(1, 70),
