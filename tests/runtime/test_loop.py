@@ -340,8 +340,11 @@ def test_a_bug_in_the_loop_tells_everybody_and_turns_the_engine_unhealthy(build_
         def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
             raise ZeroDivisionError
 
-    engine = build_engine(tokenizer=Broken(letters.build_core(), {}))
+    go = threading.Event()
+    backend = letters.build_backend(before_step=lambda _: go.wait(10))
+    engine = build_engine(backend, Broken(letters.build_core(), {}))
     streams = [submit(engine, build_request(name)) for name in ("one", "two")]
+    go.set()
 
     for stream in streams:
         with pytest.raises(NotServing, match="ZeroDivisionError in the engine loop"):
