@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.checkpoints import build_spec, write_checkpoint
 
+from support.checkpoints import build_spec, write_checkpoint
 from windlass_contract.launch_spec import Device, Precision
 from windlass_runtime.backends.load import choose_dtype, load_backend
 from windlass_runtime.errors import CapacityError, CheckpointError
@@ -100,5 +100,5 @@ def test_a_broken_checkpoint_leaves_no_file_open(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, shards=2)
     (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"")
 
-    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors"):
         load_backend(tmp_path)

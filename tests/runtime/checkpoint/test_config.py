@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one case of a table per line reads better than wrapped
 from __future__ import annotations
 
 import json
@@ -5,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.checkpoints import ARCHITECTURES, build_config, build_spec, write_json
 
+from support.checkpoints import ARCHITECTURES, build_config, build_spec, write_json
 from windlass_runtime.checkpoint.config import read_spec
 from windlass_runtime.checkpoint.spec import LinearScaling, Llama3Scaling
 from windlass_runtime.errors import CheckpointError, UnsupportedModel

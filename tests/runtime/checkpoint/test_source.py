@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one case of a table per line reads better than wrapped
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one case of a table per line reads better than wrapped
 from __future__ import annotations
 
 import json
@@ -9,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.checkpoints import build_spec, build_tensors, write_checkpoint, write_json, write_tensors
 
+from support.checkpoints import build_spec, build_tensors, write_checkpoint, write_json, write_tensors
 from windlass_runtime.checkpoint.tensor_file import TensorFile
 from windlass_runtime.checkpoint.tensors import INDEX_FILE, SINGLE_FILE, CheckpointTensors
 from windlass_runtime.errors import CheckpointError, UnsupportedModel

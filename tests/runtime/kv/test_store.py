@@ -1,9 +1,10 @@
+# ruff: noqa: E501 - one case of a table per line reads better than wrapped
 from __future__ import annotations
 
 import pytest
 import torch
-from support.checkpoints import build_spec
 
+from support.checkpoints import build_spec
 from windlass_runtime.errors import CapacityError
 from windlass_runtime.kv.store import PAGE_TOKENS, PageStore, choose_page_count, page_bytes, sequence_pages
 
