@@ -113,6 +113,6 @@ def _parse(field: dataclasses.Field[Any], data: Mapping[str, Any]) -> Any:
         value = float(value)
     if type(value) is not expected:
         raise LaunchSpecError(f"launch spec: {field.name}: expected {kind}, found {value!r}")
-    if expected is not str and not value >= 0:  # so phrased that NaN fails too
+    if isinstance(value, int | float) and not value >= 0:  # so phrased that NaN fails too
         raise LaunchSpecError(f"launch spec: {field.name}: expected 0 or more, found {value!r}")
     return value
