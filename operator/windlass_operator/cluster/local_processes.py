@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -109,7 +110,11 @@ def plan_processes(
     due += [item.since_s + notice_s for item in processes if item.phase is Phase.LEAVING]
     due += [crashes.next_start_s] if missing else []
     return ProcessPlan(
-        start, tuple(leave), tuple(terminate), tuple(overdue), min((at for at in due if at > now_s), default=None)
+        start,
+        tuple(leave),
+        tuple(terminate),
+        tuple(overdue),
+        min((at for at in due if now_s < at < math.inf), default=None),
     )
 
 
@@ -142,4 +147,4 @@ def _kill_s(item: Process, wanted: Wanted) -> float:
         return item.since_s + wanted.drain_timeout_s
     if item.phase is Phase.STARTING:
         return item.since_s + wanted.startup_timeout_s
-    return float("inf")
+    return math.inf

@@ -265,6 +265,7 @@ class Replicas:
         service = self._services.get(key)
         if service is not None and name in service.running:
             service.running[name].url = url
+            self._on_change(key)
 
     async def _live(self, key: Key, service: _Service, item: _Running) -> None:
         """The life of one replica process, from start to the books closed."""
