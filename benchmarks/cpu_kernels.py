@@ -1,6 +1,6 @@
 """Time the CPU kernels against torch: `python benchmarks/cpu_kernels.py [--seconds S] [--counts M ...]`.
 
-Each line alternates ours and torch's within one loop and reports medians. Weights rotate through enough copies to exceed
+Each line alternates ours and torch's in one loop and reports medians. Weights rotate through enough copies to exceed
 the last-level cache, as the layers of a model do. The floor is this machine's streaming-read bandwidth, measured by the
 same run with the same threads.
 """
