@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 QUESTION = "Once upon a time"
 
 
-class DemoFailed(Exception):  # noqa: N818 - says what happened
+class DemoFailed(Exception):
     """The run ends here; the message is the reason."""
 
 

@@ -124,9 +124,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
     if library is None or k == 0:
         return y.copy_(reference.linear(x, weight, bias))
     wide = None if bias is None else bias.float()
-    library.linear(
-        x.data_ptr(), weight.data_ptr(), _address(wide), y.data_ptr(), m, n, k, WEIGHT_CODES[weight.dtype]
-    )
+    library.linear(x.data_ptr(), weight.data_ptr(), _address(wide), y.data_ptr(), m, n, k, WEIGHT_CODES[weight.dtype])
     return y
 
 
@@ -143,9 +141,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
     return y
 
 
-def add_rms_norm_(
-    residual: Tensor, delta: Tensor, weight: Tensor, eps: float, out: Tensor | None = None
-) -> Tensor:
+def add_rms_norm_(residual: Tensor, delta: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
     """Add `delta` to `residual` in place, both [M, F] float32, and return rms_norm(residual); `out` may be `delta`."""
     m, f = require_dimensions("add_rms_norm_", "residual", residual, "M F")
     device = residual.device
@@ -225,9 +221,24 @@ def rope_and_store(
             )
         )
     library.rope_and_store(
-        qkv.data_ptr(), cos.data_ptr(), sin.data_ptr(), positions.data_ptr(), slots.data_ptr(),
-        key_pages.data_ptr(), value_pages.data_ptr(), _address(q_norm), _address(k_norm), q.data_ptr(),
-        tokens, heads, kv_heads, width, half, eps, interleaved, WEIGHT_CODES[key_pages.dtype],
+        qkv.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        positions.data_ptr(),
+        slots.data_ptr(),
+        key_pages.data_ptr(),
+        value_pages.data_ptr(),
+        _address(q_norm),
+        _address(k_norm),
+        q.data_ptr(),
+        tokens,
+        heads,
+        kv_heads,
+        width,
+        half,
+        eps,
+        interleaved,
+        WEIGHT_CODES[key_pages.dtype],
     )
     return q
 
@@ -268,13 +279,23 @@ def paged_attention(
     library = _library_for(device)
     if library is None:
         return y.copy_(
-            reference.paged_attention(
-                query, key_pages, value_pages, page_table, row_of, positions, scale, window
-            )
+            reference.paged_attention(query, key_pages, value_pages, page_table, row_of, positions, scale, window)
         )
     library.paged_attention(
-        query.data_ptr(), key_pages.data_ptr(), value_pages.data_ptr(), page_table.data_ptr(), row_of.data_ptr(),
-        positions.data_ptr(), y.data_ptr(), tokens, heads, kv_heads, width, table_width, window, scale,
+        query.data_ptr(),
+        key_pages.data_ptr(),
+        value_pages.data_ptr(),
+        page_table.data_ptr(),
+        row_of.data_ptr(),
+        positions.data_ptr(),
+        y.data_ptr(),
+        tokens,
+        heads,
+        kv_heads,
+        width,
+        table_width,
+        window,
+        scale,
         WEIGHT_CODES[key_pages.dtype],
     )
     return y
@@ -284,9 +305,7 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _require_pages(
-    op: str, key_pages: Tensor, value_pages: Tensor, device: torch.device
-) -> tuple[int, int]:
+def _require_pages(op: str, key_pages: Tensor, value_pages: Tensor, device: torch.device) -> tuple[int, int]:
     """G and D of a pair of page pools."""
     pages, kv_heads, _, width = require_dimensions(op, "key_pages", key_pages, "P G 64 D")
     shape = (pages, kv_heads, PAGE_TOKENS, width)

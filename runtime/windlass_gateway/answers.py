@@ -31,7 +31,7 @@ class Problem:
         return b"data: " + json.dumps(self.body()).encode() + b"\n\n"
 
 
-class Refused(Exception):  # noqa: N818 - says what happened, as the answer does
+class Refused(Exception):
     """A request ends here, with this answer."""
 
     def __init__(self, problem: Problem) -> None:

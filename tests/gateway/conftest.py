@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
+
 from support.gateway import Bench, BuildBench, BuildReplica, write_table
 from support.replica import Behaviour, FakeReplica
 from windlass_contract.endpoints import Replica, Route
@@ -47,4 +48,4 @@ async def bench(tmp_path: pathlib.Path) -> AsyncIterator[BuildBench]:
 def dead_address() -> Replica:
     """An address where nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        return Replica("dead", "http://127.0.0.1:{}".format(sock.getsockname()[1]))
+        return Replica("dead", f"http://127.0.0.1:{sock.getsockname()[1]}")

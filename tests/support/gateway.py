@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Awaitable, Callable, Sequence
 
 import openai
+
 from support.replica import FakeReplica
 from windlass_contract.endpoints import Replica, Route, RoutingTable, digest_key
 from windlass_gateway.main import Gateway

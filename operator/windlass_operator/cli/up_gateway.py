@@ -24,7 +24,7 @@ _STEADY_S: Final = 10.0
 _LONGEST_S: Final = 15.0
 
 
-class GatewayFailed(WindlassError):  # noqa: N818 - says what happened
+class GatewayFailed(WindlassError):
     """The gateway never listened; the message holds its own words."""
 
 

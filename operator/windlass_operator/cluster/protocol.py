@@ -1,4 +1,4 @@
-"""The seam between deciding and the world. Two implementations: `kubernetes` (server-side apply) and `local` (processes)."""
+"""The seam between deciding and the world, with two implementations: `kubernetes` (objects) and `local` (processes)."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Cluster(Protocol):
     async def apply(self, owner: Key, children: Sequence[Manifest]) -> Applied:
         """Make the owner's children equal to `children`: write those that differ, delete those no longer listed.
 
-        Writes nothing when nothing differs. Raises RetryLater (busy, conflict) and ClusterUnavailable; a refusal of a single
-        object is reported in `problems`, not raised.
+        Writes nothing when nothing differs. Raises RetryLater (busy, conflict) and ClusterUnavailable; a refusal of a
+        single object is reported in `problems`, not raised.
         """
         ...
 

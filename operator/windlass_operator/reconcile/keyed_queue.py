@@ -155,7 +155,7 @@ class KeyedQueue(Generic[K]):
             heapq.heappop(self._heap)
 
 
-class QueueClosed(Exception):  # noqa: N818  (a signal to the worker, not an error)
+class QueueClosed(Exception):
     """The queue was shut down; the worker ends."""
 
 

@@ -58,9 +58,9 @@ class Backend(Protocol):
     def step(self, batch: Batch) -> torch.Tensor:
         """Compute one step.
 
-        returns [N, V] float32, one row for each Row with wants_logits, in batch order; V vocabulary size. On the backend's
-                device, newly allocated, valid until the caller drops it. Mutates the pages named by the batch, and only
-                positions start .. start + len(token_ids) - 1 of each row.
+        returns [N, V] float32, one row for each Row with wants_logits, in batch order; V vocabulary size. On the
+                backend's device, newly allocated, valid until the caller drops it.
+        Mutates the pages named by the batch, and only positions start .. start + len(token_ids) - 1 of each row.
         Raises RuntimeFault for faults of the device; the pages of the batch are then undefined.
         """
         ...

@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager
 
 import psutil
 import pytest
+
 from support.builders import build_service, build_tenant
 from windlass_contract.endpoints import digest_key
-
 from windlass_operator.api.loaded import Loaded, Source, identity_of
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.cluster.local import LocalCluster
@@ -209,7 +209,8 @@ def test_a_tethered_process_ends_when_its_parent_is_killed(tmp_path: pathlib.Pat
     script = f"""
 import asyncio, pathlib, sys
 from windlass_operator.cluster.local_child import Child, Launch
-child = Child(Launch((sys.executable, "-c", "print('{{}}', flush=True); import time; time.sleep(60)"), {{}}, pathlib.Path({str(tmp_path / "log")!r})))
+command = (sys.executable, "-c", "print('{{}}', flush=True); import time; time.sleep(60)")
+child = Child(Launch(command, {{}}, pathlib.Path({str(tmp_path / "log")!r})))
 async def main():
     task = asyncio.create_task(child.run())
     while not child.pid:
