@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.windlass-installed
 PYTEST ?= $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test control-plane e2e verify lint format types layers generate model bench gpu-check clean
+.PHONY: help setup demo test control-plane e2e verify lock lint format types layers generate model bench gpu-check clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 16
@@ -20,8 +20,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@touch $@
 
 lock:            ## resolve requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile --quiet --no-header --no-emit-index-url --all-extras --group dev --upgrade pyproject.toml requirements-build.in -o requirements.lock
-	$(BIN)/python -m windlass_operator --version >/dev/null
+	$(BIN)/uv pip compile --quiet --universal --no-header --no-emit-index-url --all-extras --group dev --upgrade pyproject.toml requirements-build.in -o requirements.lock
 
 demo: $(STAMP)   ## serve the quickstart, ask it one question, print the figures
 	$(BIN)/python examples/demo.py
@@ -38,15 +37,28 @@ e2e: $(STAMP)    ## run the end-to-end tests on a real control plane
 verify: $(STAMP) lint types layers  ## everything CI checks besides the tests
 	$(BIN)/windlass generate --check
 
-lint: $(STAMP)   ## ruff
+lint: $(STAMP)   ## ruff: rules and format
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 types: $(STAMP)  ## mypy, strict
 	$(BIN)/mypy
 layers: $(STAMP) ## import-linter
 	$(BIN)/lint-imports
-format: $(STAMP) ## sort imports and apply safe fixes
+format: $(STAMP) ## apply safe fixes, then format
 	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 generate: $(STAMP) ## write crds/ and docs/reference/ from the API types
 	$(BIN)/windlass generate
+model: $(STAMP)  ## train the shipped model anew: about half an hour on 2 cores, needs Go for its corpus
+	$(BIN)/python examples/models/train/corpus.py build/corpus
+	$(BIN)/python examples/models/train/train.py build/corpus build/windlass-tiny
+	$(BIN)/python examples/models/train/publish.py build/corpus build/windlass-tiny examples/models/windlass-tiny
+
+bench: $(STAMP)  ## compare decoding on this CPU with transformers; needs a quiet machine and half an hour
+	$(BIN)/python benchmarks/cpu_decode.py --output build/cpu_decode.json
+
+gpu-check:       ## everything that needs a GPU, with the machine's own python3 and torch; writes docs/benchmarks/gpu.md
+	PYTHONPATH=operator:runtime:kernels:tests python3 benchmarks/gpu_check.py --report docs/benchmarks/gpu.md
+
 clean:           ## remove what was built, keep the environment
 	rm -rf build dist

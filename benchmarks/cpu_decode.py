@@ -289,7 +289,7 @@ def measure_bandwidth(threads: int) -> float:
     return data.nbytes / min(seconds)
 
 
-def write_model(folder: Path, layers: int) -> None:
+def write_model(folder: Path, shape: dict[str, Any]) -> None:
     """Random weights in the Hugging Face format; the same bytes every time."""
     import safetensors.torch
     import torch
@@ -297,7 +297,7 @@ def write_model(folder: Path, layers: int) -> None:
     from windlass_runtime.checkpoint.config import read_spec
     from windlass_runtime.checkpoint.layout import expected_tensors
 
-    (folder / "config.json").write_text(json.dumps(SHAPE | {"num_hidden_layers": layers}))
+    (folder / "config.json").write_text(json.dumps(shape))
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) / math.sqrt(shape[-1])
@@ -337,7 +337,7 @@ def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
     bandwidths = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder, arguments.layers)
+        write_model(folder, SHAPE | {"num_hidden_layers": arguments.layers})
         for repeat in range(arguments.repeats):
             bandwidths.append(measure_bandwidth(arguments.threads))
             for engine in arguments.engines:
