@@ -9,7 +9,7 @@ PYTEST ?= $(BIN)/pytest
 .PHONY: help setup demo test control-plane e2e verify lock lint format types layers generate model bench gpu-check clean
 
 help:            ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 16
 
 setup: $(STAMP)  ## create .venv with everything a developer needs
 $(STAMP): pyproject.toml requirements.lock

@@ -109,13 +109,16 @@ def decode_transformers(folder: Path, rows: int, device: torch.device) -> float:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
-    times = []
     with torch.inference_mode():
         prompt = torch.arange(1, CONTEXT + 1, device=device).expand(rows, -1)
         cache = model(prompt, use_cache=True).past_key_values
         token = torch.full((rows, 1), 7, device=device)
-        for _ in range(STEPS + WARM_UP_STEPS):
-            times.append(timed(lambda: model(token, past_key_values=cache).logits.argmax(-1).tolist(), device))
+
+        def step() -> list[list[int]]:
+            chosen: list[list[int]] = model(token, past_key_values=cache).logits.argmax(-1).tolist()
+            return chosen
+
+        times = [timed(step, device) for _ in range(STEPS + WARM_UP_STEPS)]
     return statistics.median(times[WARM_UP_STEPS:])
 
 
