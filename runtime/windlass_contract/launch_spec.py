@@ -26,7 +26,7 @@ class Precision(enum.StrEnum):
     """Number format of weights and arithmetic in one replica."""
 
     AUTO = "Auto"
-    """The checkpoint's own format where the device computes in it, else FP32 on a CPU and FP16 on a GPU."""
+    """The checkpoint's own format where a GPU computes in it, else FP16; on a CPU FP32 over weights as stored."""
     FP32 = "FP32"
     BF16 = "BF16"
     FP16 = "FP16"

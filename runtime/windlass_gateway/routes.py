@@ -56,7 +56,7 @@ class RouteBook:
         return True
 
     def _read_if_changed(self) -> str | None:
-        """Runs in a worker thread: touches nothing but the file and the stamp, which only one refresh at a time uses."""
+        """Runs in a worker thread; touches nothing but the file and the stamp, which one refresh at a time uses."""
         with self._path.open(encoding="utf-8") as file:
             stamp = _stamp(os.fstat(file.fileno()))
             if stamp == self._stamp:

@@ -55,11 +55,13 @@ def load_backend(
     dtype = choose_dtype(precision, spec, target)
     limit = min(max_sequence_tokens, spec.max_positions) if max_sequence_tokens else spec.max_positions
     with torch.inference_mode(), CheckpointTensors(folder, spec) as tensors:
-        _refuse_oversized(spec, dtype, target)
         kernels = target.type == "cpu" and bool(ops.available())
+        # The kernels widen weights as they read them: half formats stay half as large and cost no accuracy.
+        weight_dtype = _STORED[spec.stored_dtype] if kernels and precision is Precision.AUTO else dtype
+        _refuse_oversized(spec, weight_dtype, target)
         # The kernels keep activations and norms in FP32; torch wants one format throughout.
         norm_dtype = torch.float32 if kernels else dtype
-        weights = load_weights(spec, tensors, dtype=dtype, norm_dtype=norm_dtype, device=target)
+        weights = load_weights(spec, tensors, dtype=weight_dtype, norm_dtype=norm_dtype, device=target)
     page_count = choose_page_count(
         spec,
         dtype,
@@ -75,9 +77,9 @@ def load_backend(
 
 
 def choose_dtype(precision: Precision, spec: ModelSpec, device: torch.device) -> torch.dtype:
-    """The format to compute in.
+    """The format to compute and keep keys and values in.
 
-    Auto on a CPU is FP32 whatever the checkpoint, because half formats gain no accuracy and cost conversions there.
+    Auto on a CPU is FP32 whatever the checkpoint: half formats lose accuracy there and win nothing but cache.
     """
     if precision is not Precision.AUTO:
         return _DTYPES[precision]

@@ -9,14 +9,18 @@ import torch
 
 from support.checkpoints import build_spec, write_checkpoint
 from windlass_contract.launch_spec import Device, Precision
+from windlass_kernels import ops
+from windlass_runtime.backends.base import Batch, Row
 from windlass_runtime.backends.load import choose_dtype, load_backend
 from windlass_runtime.errors import CapacityError, CheckpointError
 from windlass_runtime.kv.store import PAGE_TOKENS
 
 PEAK_OF_A_LOAD = """
 import sys, pathlib
+from windlass_contract.launch_spec import Precision
 from windlass_runtime.backends.load import load_backend
-backend = load_backend(pathlib.Path(sys.argv[1]), cache_bytes=2**22, max_sequence_tokens=64)
+precision = Precision.FP32
+backend = load_backend(pathlib.Path(sys.argv[1]), precision=precision, cache_bytes=2**22, max_sequence_tokens=64)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
 print(int(peak) * 1024, backend.info.weight_bytes)
 """
@@ -81,6 +85,19 @@ def test_a_cpu_computes_in_fp32_unless_told_otherwise(precision: Precision, expe
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_half_weights_stay_half_as_large_on_a_cpu_and_compute_as_in_fp32(tmp_path: Path) -> None:
+    if not ops.available():
+        pytest.skip("plain torch computes in one format throughout")
+    write_checkpoint(tmp_path, stored=torch.bfloat16, torch_dtype="bfloat16")
+    batch = Batch((Row("a", tuple(range(1, 20)), 0, (0,), wants_logits=True),))
+
+    stored, widened = load_backend(tmp_path), load_backend(tmp_path, precision=Precision.FP32)
+
+    assert stored.info.weight_bytes * 2 == widened.info.weight_bytes
+    assert stored.info.cache_bytes == widened.info.cache_bytes
+    torch.testing.assert_close(stored.step(batch), widened.step(batch), rtol=0, atol=1e-5)
+
+
 def test_a_missing_gpu_is_said_plainly(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
 
