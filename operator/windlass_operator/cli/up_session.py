@@ -35,6 +35,8 @@ EXIT_FAILED: Final = 1
 
 _LOOK_S: Final = 0.25
 """Interval at which files are looked at. An edit counts once two looks in a row see the same."""
+_SEEN_S: Final = 0.25
+"""Time after which the gateway, which looks at its table every 0.1 s, has read a new one."""
 _SHOW_S: Final = 0.05
 """Least time between two pictures."""
 
@@ -167,7 +169,9 @@ class Session:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            self._write_routes()
+            if self._write_routes():
+                # Say that a service is ready only once the gateway has seen it too.
+                await asyncio.sleep(_SEEN_S)
             if not self._stop.is_set():
                 rows = self._rows(gateway.url)
                 self._view.show(rows)
@@ -181,13 +185,16 @@ class Session:
         stored = {key: self._cluster.needs_a_cluster(key) for key in snapshot.services}
         return plan_rows(snapshot, Extras(gateway_url, owners, stored))
 
-    def _write_routes(self) -> None:
+    def _write_routes(self) -> bool:
+        """Bring the routing table up to date; return whether it changed."""
         snapshot = self._cluster.snapshot()
         table = plan_routes(snapshot.services, snapshot.tenants, self._keys.keys, self._cluster.routable)
         text = table.to_json()
-        if text != self._routes_text:
-            write_atomically(self._options.state_dir / ROUTES_FILE, text)
-            self._routes_text = text
+        if text == self._routes_text:
+            return False
+        write_atomically(self._options.state_dir / ROUTES_FILE, text)
+        self._routes_text = text
+        return True
 
     def _judge(self, gateway_url: str, rows: tuple[Row, ...]) -> None:
         """Announce readiness once; with `once`, give up as soon as it cannot come."""

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from windlass_operator.api.meta import Condition
+from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.domain.snapshot import Key, Snapshot
 
 
@@ -66,9 +67,18 @@ def _service_row(key: Key, snapshot: Snapshot, extras: Extras) -> Row:
         row,
         ready=replicas,
         url=url,
+        message="; ".join(filter(None, (row.message, _accelerator(snapshot.services[key])))),
         owner=extras.owners.get(key, ""),
         needs_a_cluster=extras.needs_a_cluster.get(key, ()),
     )
+
+
+def _accelerator(service: InferenceService) -> str:
+    """Where a service that asked for a GPU computes, in the planner's words; empty for one that did not ask."""
+    if service.spec.accelerator is None:
+        return ""
+    chosen = (item for item in service.status.decisions if item.topic == "accelerator")
+    return next((f"on {item.choice}: {item.reason}" for item in chosen), "")
 
 
 def _row(name: str, conditions: Sequence[Condition]) -> Row:
