@@ -8,7 +8,8 @@
 //   above: x is copied into tiles (M * K * 8 bytes), a tile of weights into L1 as float32, used for 64 rows of x each time;
 //   weights are read ceil(M / 64) times.
 // Measured: float32, K = 768, N = 4096, 2 cores of Zen 4 with AVX-512, cold weights, 2026-11-24, a shared machine, best of many runs:
-// M = 1 0.28 ms (45 GB/s), M = 8 0.43 ms; one core: M = 16 1.24 ms, M = 64 4.0 ms, M = 512 33 ms (torch 1.84, 5.3, 40 ms).
+// M = 1 0.28 ms (45 GB/s), M = 8 0.43 ms; one core: M = 16 1.24 ms, M = 64 4.0 ms, M = 512 33 ms
+// (torch in a separate run, weights warm: 1.84, 5.3, 40 ms).
 #pragma once
 #include "windlass/pool.h"
 #include "windlass/table.h"
