@@ -60,6 +60,7 @@ class Child:
         self._launch = launch
         self._on_url = on_url
         self._process: asyncio.subprocess.Process | None = None
+        self._early_signal: signal.Signals | None = None
         self._last_error = ""
         self._url = ""
 
@@ -83,6 +84,8 @@ class Child:
         assert process.stderr is not None
         log = _BoundedLog(self._launch.log)
         try:
+            if self._early_signal is not None:
+                self.signal(self._early_signal)
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(_pump(process.stdout, log, self._note_output))
                 pumps.create_task(_pump(process.stderr, log, self._note_error))
@@ -94,8 +97,10 @@ class Child:
         return Exit(code, self._last_error)
 
     def signal(self, signum: signal.Signals) -> None:
-        """Signal the whole process group; nothing happens when it is gone."""
-        if self._process is not None and self._process.returncode is None:
+        """Signal the whole process group: at once, or as soon as it exists; nothing happens when it is gone."""
+        if self._process is None:
+            self._early_signal = signum
+        elif self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signum)
 

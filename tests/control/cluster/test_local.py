@@ -203,6 +203,14 @@ async def test_a_relative_path_starts_from_the_folder_of_its_file(tmp_path: path
         assert f"file://{tmp_path.resolve()}/models/tiny" in file.read_text()
 
 
+async def test_a_drain_reaches_a_replica_that_is_about_to_start(tmp_path: pathlib.Path) -> None:
+    async with asyncio.timeout(5), running(tmp_path) as bench:
+        await bench.apply(replicas=1)
+        await bench.until(lambda: bool(bench.view().replicas))
+
+        assert bench.view().replicas[0].pid == 0
+
+
 def test_a_tethered_process_ends_when_its_parent_is_killed(tmp_path: pathlib.Path) -> None:
     if sys.platform != "linux":
         pytest.skip("the kernel ties processes together on Linux only")
