@@ -81,15 +81,16 @@ def render_card(training: dict[str, object], figures: dict[str, object], sources
     values["sources_table"] = "\n".join(_source_row(name, size) for name, size in sources.items())
     values["curve_table"] = "\n".join(_curve_row(point) for point in training["curve_nats_per_token"])  # type: ignore[attr-defined]
     values["minutes"] = f"{int(str(training['seconds'])) / 60:.0f}"
-    for key in ("continuations", "answers"):
+    for key, gap in (("continuations", ""), ("answers", " ")):
         texts = figures[key]
         assert isinstance(texts, dict)
-        values[key] = "\n".join(
-            f"> **{prompt}**{text}\n>" if key == "continuations" else f"> **{prompt}** {text}\n>"
-            for prompt, text in texts.items()
-        )
+        values[key] = "\n\n".join(_quote(f"**{prompt}**{gap}{text}") for prompt, text in texts.items())
     values |= figures["baselines_bits_per_byte"]  # type: ignore[operator]
     return Template((Path(__file__).parent / "card.md").read_text("utf-8")).substitute(values)
+
+
+def _quote(text: str) -> str:
+    return "\n".join(f"> {line}".rstrip() for line in text.strip().split("\n"))
 
 
 def _source_row(name: str, size: dict[str, int]) -> str:
