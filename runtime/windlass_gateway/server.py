@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _BACKLOG: Final = 1024
+_LINGERING_S: Final = 1.0
+"""Time to read on after an early answer such as 413, so that the client sees it before its connection ends."""
 _FULL: Final = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -93,6 +95,7 @@ class Listener:
             loop=asyncio.get_running_loop(),
             access_log=None,  # type: ignore[arg-type]
             keepalive_timeout=self._settings.keepalive_s,
+            lingering_time=_LINGERING_S,
         )
         connection.expect_head(self._settings.head_timeout_s)
         return connection

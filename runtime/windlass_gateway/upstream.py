@@ -74,11 +74,11 @@ class _AttemptError(Exception):
     """One attempt got no head of an answer."""
 
 
-class _Unreachable(_AttemptError):
+class _UnreachableError(_AttemptError):
     """The replica took no connection."""
 
 
-class _StaleConnection(_AttemptError):
+class _StaleConnectionError(_AttemptError):
     """An idle connection was closed under the request."""
 
 
@@ -142,7 +142,7 @@ class Upstream:
                 timeout=aiohttp.ClientTimeout(sock_connect=self._settings.connect_timeout_s, sock_read=silence_s),
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
-            raise _Unreachable(str(exc)) from exc
+            raise _UnreachableError(str(exc)) from exc
         except TimeoutError as exc:
             _log.warning(
                 "Replica sent nothing in time. replica=%s request_id=%s limit_s=%g",
@@ -153,7 +153,7 @@ class Upstream:
             raise answers.Refused(answers.REPLICA_SILENT) from exc
         except aiohttp.ClientError as exc:
             if connection.reused:
-                raise _StaleConnection(str(exc)) from exc
+                raise _StaleConnectionError(str(exc)) from exc
             _log.warning(
                 "Replica broke off. replica=%s request_id=%s error=%s",
                 replica.name,
@@ -163,7 +163,7 @@ class Upstream:
             raise answers.Refused(answers.REPLICA_FAILED) from exc
 
     def _note_failure(self, replica: Replica, failure: _AttemptError, call: Call, now_s: float) -> None:
-        if isinstance(failure, _Unreachable):
+        if isinstance(failure, _UnreachableError):
             rest_s = self._picker.refused(replica, now_s)
             _log.warning(
                 "Replica takes no connection; it rests. replica=%s rest_s=%g request_id=%s error=%s",

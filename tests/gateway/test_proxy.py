@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import aiohttp
 import httpx2
@@ -28,6 +28,12 @@ async def ask_streamed(client: openai.AsyncOpenAI) -> str:
     """One chat completion, streamed."""
     stream = await client.chat.completions.create(model="m", messages=MESSAGES, stream=True)  # type: ignore[call-overload]
     return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+
+async def reached(holds: Callable[[], bool]) -> None:
+    """Let the loop run until something counted elsewhere has come to pass; callers bound the time."""
+    while not holds():
+        await asyncio.sleep(0.005)
 
 
 async def test_a_whole_answer_passes_through(bench: BuildBench, replica: BuildReplica) -> None:
@@ -65,8 +71,7 @@ async def test_load_goes_to_the_replica_with_the_fewest_requests_in_flight(
     async with front.client() as client:
         asking = [asyncio.create_task(ask_streamed(client)) for _ in range(10)]
         async with asyncio.timeout(5):
-            while a.counts["begun"] + b.counts["begun"] < 10:
-                await asyncio.sleep(0.005)
+            await reached(lambda: a.counts["begun"] + b.counts["begun"] == 10)
         a.proceed.set()
         b.proceed.set()
         await asyncio.gather(*asking)
@@ -97,8 +102,7 @@ async def test_a_client_that_leaves_before_the_first_byte_stops_the_work_too(
 
     asking = asyncio.create_task(ask(front))
     async with asyncio.timeout(2):
-        while not a.counts["begun"]:
-            await asyncio.sleep(0.005)
+        await reached(lambda: a.counts["begun"] == 1)
         asking.cancel()
         await a.cancelled.wait()
 
@@ -301,8 +305,7 @@ async def test_bodies_over_all_connections_are_bounded(bench: BuildBench, replic
 
     holding = asyncio.create_task(post(front, json=large))
     async with asyncio.timeout(2):
-        while not a.counts["begun"]:
-            await asyncio.sleep(0.005)
+        await reached(lambda: a.counts["begun"] == 1)
     refused = await post(front, json=large)
     a.proceed.set()
     served = await holding
@@ -355,8 +358,7 @@ async def test_two_hundred_streams_run_at_once_and_each_gets_its_own_answer(
     async with front.client() as client:
         asking = [asyncio.create_task(ask_streamed(client)) for _ in range(200)]
         async with asyncio.timeout(15):
-            while sum(item.counts["begun"] for item in fleet) < 200:
-                await asyncio.sleep(0.01)
+            await reached(lambda: sum(item.counts["begun"] for item in fleet) == 200)
             held = [front.gateway.picker.in_flight(item.address) for item in fleet]
             for item in fleet:
                 item.proceed.set()

@@ -184,8 +184,7 @@ def _cut(request: web.Request) -> None:
         request.transport.abort()
 
 
-async def _serve(launch_spec: pathlib.Path) -> int:
-    spec = LaunchSpec.from_json(launch_spec.read_text())
+async def _serve(spec: LaunchSpec) -> int:
     behaviour = Behaviour(os.environ.get("FAKE_REPLICA", Behaviour.NORMAL))
     if behaviour is Behaviour.CRASH_AT_START:
         print(f"checkpoint {spec.model_uri}: config.json: expected a file, found nothing", file=sys.stderr)
@@ -207,7 +206,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("command", choices=["serve"])
     parser.add_argument("--launch-spec", type=pathlib.Path, required=True)
-    return asyncio.run(_serve(parser.parse_args().launch_spec))
+    return asyncio.run(_serve(LaunchSpec.from_json(parser.parse_args().launch_spec.read_text())))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pytest
 
 from support.builders import build_service, build_tenant
 from windlass_contract.endpoints import digest_key
+from windlass_contract.launch_spec import LaunchSpec
 from windlass_operator.api.loaded import Loaded, Source, identity_of
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.cluster.local import LocalCluster
@@ -197,10 +198,16 @@ async def test_a_removed_service_is_drained(tmp_path: pathlib.Path) -> None:
 async def test_a_relative_path_starts_from_the_folder_of_its_file(tmp_path: pathlib.Path) -> None:
     async with running(tmp_path) as bench:
         await bench.apply(replicas=1, model={"uri": "file://./models/tiny"})
-        await bench.until(lambda: bool(list(tmp_path.glob("state/launch/*.json"))))
-        (file,) = tmp_path.glob("state/launch/*.json")
+        await bench.until_ready(1)
+        (launch,) = await asyncio.to_thread(read_launch_specs, tmp_path)
 
-        assert f"file://{tmp_path.resolve()}/models/tiny" in file.read_text()
+    assert launch.model_uri == f"file://{tmp_path}/models/tiny"
+    assert (launch.host, launch.port) == ("127.0.0.1", 0)
+
+
+def read_launch_specs(folder: pathlib.Path) -> list[LaunchSpec]:
+    """What the replicas were told."""
+    return [LaunchSpec.from_json(file.read_text()) for file in folder.resolve().glob("state/launch/*.json")]
 
 
 async def test_a_drain_reaches_a_replica_that_is_about_to_start(tmp_path: pathlib.Path) -> None:
