@@ -112,7 +112,9 @@ def stream_answer(url: str, key: str, question: str, max_tokens: int, timeout_s:
         "model": "storyteller",
         "messages": [{"role": "user", "content": question}],
         "max_tokens": max_tokens,
-        "temperature": 0,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "seed": 7,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
