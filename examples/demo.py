@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-QUESTION = "Once upon a time"
+QUESTION = "Tell me about security groups."
 
 
 class DemoFailed(Exception):
