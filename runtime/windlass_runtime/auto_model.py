@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import queue
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +30,8 @@ class AutoModel:
         limits = EngineLimits(config.max_running_requests, _UNBOUNDED_QUEUE, config.step_tokens)
         self._engine = Engine(loaded.backend, loaded.tokenizer, limits, RuntimeMetrics("local"))
         self._engine.start()
+        # A thread that the interpreter's end catches inside torch aborts the process, so the engine stops before that.
+        self._close = weakref.finalize(self, self._engine.close)
         self._numbers = itertools.count()
 
     @classmethod
@@ -87,7 +90,7 @@ class AutoModel:
 
     def close(self) -> None:
         """Stop the engine and free the model. Idempotent."""
-        self._engine.close()
+        self._close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,7 @@
 """The Python API on a small random checkpoint, held against `transformers` where both do the same."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,19 @@ def test_one_bad_row_cancels_the_others_and_the_model_stays_usable(fake: AutoMod
         fake.generate([LONG, LONG, [999]])
 
     assert len(fake.generate(LONG, max_length=5)) == 5
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_a_script_that_forgets_to_close_the_model_still_ends_cleanly(folder: Path, attempt: int) -> None:
+    script = (
+        "import sys; from windlass_runtime import AutoModel; "
+        "AutoModel.from_pretrained(sys.argv[1]).generate([5, 9], max_length=16); "
+        "model = AutoModel.from_pretrained(sys.argv[1]); model.generate([5, 9], max_length=16)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
