@@ -112,10 +112,8 @@ def stream_answer(url: str, key: str, question: str, max_tokens: int, timeout_s:
         "model": "storyteller",
         "messages": [{"role": "user", "content": question}],
         "max_tokens": max_tokens,
-        "temperature": 0.7,
-        "top_p": 0.9,
-        "seed": 7,
         "stream": True,
+        "temperature": 0,
         "stream_options": {"include_usage": True},
     }
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
