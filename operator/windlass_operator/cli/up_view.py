@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from windlass_operator.api.meta import Condition
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
@@ -185,11 +186,7 @@ def render_table(rows: Sequence[Row]) -> Table:
     table.add_column("URL", overflow="fold")
     table.add_column("REASON", overflow="fold")
     for row in rows:
-        style = "green" if row.phase == "Ready" else "yellow"
-        table.add_row(row.object, f"[{style}]{row.phase}[/]", row.ready, row.url, _plain(row.message))
+        # Texts, not markup: messages and names may hold square brackets.
+        state = Text(row.phase, "green" if row.phase == "Ready" else "yellow")
+        table.add_row(Text(row.object), state, row.ready, Text(row.url), Text(row.message))
     return table
-
-
-def _plain(text: str) -> str:
-    """Keep square brackets of a message from being read as markup."""
-    return text.replace("[", r"\[")
