@@ -54,7 +54,7 @@ model: $(STAMP)  ## train the shipped model anew: about half an hour on 2 cores,
 	$(BIN)/python examples/models/train/train.py build/corpus build/windlass-tiny
 	$(BIN)/python examples/models/train/publish.py build/corpus build/windlass-tiny examples/models/windlass-tiny
 
-bench: $(STAMP)  ## compare decoding on this CPU with transformers; needs a quiet machine and half an hour
+bench: $(STAMP)  ## compare decoding on this CPU with transformers; needs a quiet machine
 	$(BIN)/python benchmarks/cpu_decode.py --output build/cpu_decode.json
 
 gpu-check:       ## everything that needs a GPU, with the machine's own python3 and torch; writes docs/benchmarks/gpu.md
