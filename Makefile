@@ -28,7 +28,7 @@ demo: $(STAMP)   ## serve the quickstart, ask it one question, print the figures
 test: $(STAMP)   ## run every test that needs no GPU and no cluster
 	$(PYTEST) -q
 
-control-plane: ## build the Kubernetes binaries for e2e, cached outside the tree
+control-plane:   ## build the Kubernetes binaries for e2e, cached outside the tree
 	tests/e2e/tools/build.sh
 
 e2e: $(STAMP)    ## run the end-to-end tests on a real control plane
