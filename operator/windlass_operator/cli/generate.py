@@ -1,4 +1,4 @@
-"""`windlass generate`: write crds/ and docs/reference/ from the API types, or check that they are current."""
+"""`windlass generate`: write CRDs, their chart and docs/reference/ from the API types, or check them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MARK: Final = "operator/windlass_operator/api"
     help="Repository root; default: searched upwards.",
 )
 def generate(check: bool, root: Path | None) -> int:
-    """Write CRDs and reference docs from the API types."""
+    """Write CRDs, their chart and reference docs from the API types."""
     base = find_root(root or Path.cwd())
     files = render_files({kind.example: _read_example(base, kind.example) for kind in KINDS})
     stale = [name for name, text in files.items() if _current(base / name) != text]

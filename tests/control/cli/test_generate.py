@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from windlass_operator.api.generate import render_crd, render_files
+from windlass_operator.api.generate import render_crd, render_crd_template, render_files
 from windlass_operator.api.kinds import KINDS, Kind
 from windlass_operator.main import run
 
@@ -26,7 +26,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def files_of(root: Path) -> dict[str, str]:
-    folders = (root / "crds", root / "docs/reference")
+    folders = (root / "crds", root / "docs/reference", root / "helm/windlass-crds/templates")
     return {str(file.relative_to(root)): file.read_text() for folder in folders for file in folder.iterdir()}
 
 
@@ -36,7 +36,7 @@ def test_what_this_repository_holds_is_current(capsys: Any) -> None:
     assert (code, capsys.readouterr().err) == (0, "")
 
 
-def test_it_writes_one_crd_and_one_page_per_kind(repository: Path, capsys: Any) -> None:
+def test_it_writes_one_crd_one_template_and_one_page_per_kind(repository: Path, capsys: Any) -> None:
     assert run(["generate", "--root", str(repository)]) == 0
 
     assert sorted(files_of(repository)) == [
@@ -46,8 +46,11 @@ def test_it_writes_one_crd_and_one_page_per_kind(repository: Path, capsys: Any) 
         "docs/reference/gpuclass.md",
         "docs/reference/inferenceservice.md",
         "docs/reference/tenant.md",
+        "helm/windlass-crds/templates/gpuclasses.yaml",
+        "helm/windlass-crds/templates/inferenceservices.yaml",
+        "helm/windlass-crds/templates/tenants.yaml",
     ]
-    assert capsys.readouterr().out == "6 files are current, 6 written\n"
+    assert capsys.readouterr().out == "9 files are current, 9 written\n"
 
 
 def test_a_second_run_writes_nothing(repository: Path, capsys: Any) -> None:
@@ -56,7 +59,7 @@ def test_a_second_run_writes_nothing(repository: Path, capsys: Any) -> None:
 
     run(["generate", "--root", str(repository)])
 
-    assert capsys.readouterr().out.endswith("6 files are current, 0 written\n")
+    assert capsys.readouterr().out.endswith("9 files are current, 0 written\n")
     assert {name: (repository / name).stat().st_mtime_ns for name in before} == before
 
 
@@ -102,6 +105,14 @@ def test_the_text_of_a_crd_reads_back_as_the_crd(kind: Kind) -> None:
     assert yaml.safe_load(text) == render_crd(kind)
     assert "&id" not in text
     assert "{{" not in text
+
+
+def test_braces_of_a_crd_reach_the_cluster_as_they_are() -> None:
+    crd = {"apiVersion": "v1", "kind": "C", "metadata": {"name": "c", "labels": {"a": "b"}}, "spec": {"a": "{{ b }}}}"}}
+
+    template = render_crd_template(crd)
+
+    assert template.endswith("""spec:\n  a: '{{ "{{" }} b {{ "}}" }}{{ "}}" }}'\n{{- end }}\n""")
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
