@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.windlass-installed
 PYTEST ?= $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test control-plane e2e verify lock lint format types layers generate model bench gpu-check clean
+.PHONY: help setup demo test control-plane e2e verify lock lint format types layers generate manifests model bench gpu-check clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 16
@@ -49,6 +49,8 @@ format: $(STAMP) ## apply safe fixes, then format
 	$(BIN)/ruff format .
 generate: $(STAMP) ## write crds/ and docs/reference/ from the API types
 	$(BIN)/windlass generate
+manifests: $(STAMP) ## write helm/manifests, docs/reference/rbac.md and the tables of values from the charts; needs Helm
+	$(BIN)/python helm/tools/generate.py
 model: $(STAMP)  ## train the shipped model anew: about half an hour on 2 cores, needs Go for its corpus
 	$(BIN)/python examples/models/train/corpus.py build/corpus
 	$(BIN)/python examples/models/train/train.py build/corpus build/windlass-tiny

@@ -17,6 +17,11 @@
 {{ include "windlass.fullname" . }}-operator
 {{- end }}
 
+{{/* Also the `job` label of the operator's metrics. */}}
+{{- define "windlass.metricsName" -}}
+{{ include "windlass.operatorName" . }}-metrics
+{{- end }}
+
 {{- define "windlass.namespace" -}}
 {{ default .Release.Namespace .Values.namespaceOverride }}
 {{- end }}
