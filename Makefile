@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.windlass-installed
 PYTEST ?= $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test control-plane e2e verify lock lint format types layers generate manifests model bench gpu-check clean
+.PHONY: help setup demo test control-plane e2e verify lock lint format types layers generate manifests images model bench gpu-check clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 16
@@ -51,6 +51,15 @@ generate: $(STAMP) ## write crds/ and docs/reference/ from the API types
 	$(BIN)/windlass generate
 manifests: $(STAMP) ## write helm/manifests, docs/reference/rbac.md and the tables of values from the charts; needs Helm
 	$(BIN)/python helm/tools/generate.py
+# ENGINE builds the images: the first that answers. IMAGE_FLAGS are passed on, such as --build-arg PYTHON_IMAGE=... or --push.
+ENGINE  ?= $(shell for engine in docker podman buildah; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
+VERSION  = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+IMAGES  ?= ghcr.io/windlass
+images:          ## build the operator's and the runtime's image with docker, podman or buildah
+	@test -n "$(ENGINE)" || { echo "images: no docker, podman or buildah answers here; start one, or set ENGINE" >&2; exit 1; }
+	$(ENGINE) build --file operator/Dockerfile --build-arg VERSION=$(VERSION) --tag $(IMAGES)/windlass-operator:$(VERSION) $(IMAGE_FLAGS) .
+	$(ENGINE) build --file runtime/Dockerfile --build-arg VERSION=$(VERSION) --tag $(IMAGES)/windlass-runtime:$(VERSION) $(IMAGE_FLAGS) .
+
 model: $(STAMP)  ## train the shipped model anew: about half an hour on 2 cores, needs Go for its corpus
 	$(BIN)/python examples/models/train/corpus.py build/corpus
 	$(BIN)/python examples/models/train/train.py build/corpus build/windlass-tiny
