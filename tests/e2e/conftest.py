@@ -18,13 +18,15 @@ from support.audit_log import AuditLog
 from support.conformance import Conformance
 from support.control_plane import ControlPlane, ForeignCluster, foreign_cluster, running_control_plane
 from support.fake_fleet import create_fleet, remove_fleet
-from support.kube_client import KubeClient, Manifest, eventually
+from support.kube_client import KubeClient, eventually
 from support.operator_process import OperatorProcess
 from support.services import remove_services, tenant
+from support.tokens import request_token
 from support.tools import Toolset, go_is_present, known_minors, toolset
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+CRDS = sorted(path for path in (ROOT / "crds").glob("*.yaml") if path.name != "kustomization.yaml")
 FOREIGN = "cluster"
 SYSTEM = "windlass-system"
 Run = Callable[..., str]
@@ -115,7 +117,7 @@ def helm(control_plane: ControlPlane, tools: Toolset, tmp_path_factory: pytest.T
 def kube(control_plane: ControlPlane) -> KubeClient:
     """A cluster-admin client on a control plane that has our CRDs."""
     client = KubeClient(control_plane.admin)
-    crds = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"))]
+    crds = [yaml.safe_load(path.read_text()) for path in CRDS]
     for name in [client.apply(crd)["metadata"]["name"] for crd in crds]:
         eventually(lambda name=name: is_established(client, name), bool)
     return client
@@ -202,18 +204,6 @@ def run_tool(
     )
     assert done.returncode == 0, f"{binary.name} {' '.join(arguments)}\n{done.stdout}{done.stderr}"
     return done.stdout
-
-
-def request_token(kube: KubeClient, namespace: str, account: str) -> str:
-    """A token of a service account, as a kubelet would request it."""
-    request: Manifest = {
-        "apiVersion": "authentication.k8s.io/v1",
-        "kind": "TokenRequest",
-        "spec": {"expirationSeconds": 4 * 3600},
-    }
-    path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
-    token: str = kube.request("POST", path, request)["status"]["token"]
-    return token
 
 
 def is_established(kube: KubeClient, name: str) -> bool:

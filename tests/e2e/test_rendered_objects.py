@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from support.differences import differences
 from support.kube_client import KubeClient
 
 GOLDEN = Path(__file__).parents[1] / "control" / "render" / "golden"
@@ -16,16 +17,6 @@ CASES = sorted(path.name.removesuffix(".out.yaml") for path in GOLDEN.glob("*.ou
 MANAGER = "e2e"
 
 pytestmark = pytest.mark.cluster
-
-
-def differences(wanted: Any, stored: Any, path: str = "") -> list[str]:
-    """Fields of `wanted` that the server keeps otherwise; what it adds is its own business."""
-    if isinstance(wanted, dict) and isinstance(stored, dict):
-        return [text for key, value in wanted.items() for text in differences(value, stored.get(key), f"{path}.{key}")]
-    if isinstance(wanted, list) and isinstance(stored, list) and len(wanted) == len(stored):
-        pairs = enumerate(zip(wanted, stored, strict=True))
-        return [text for index, (left, right) in pairs for text in differences(left, right, f"{path}[{index}]")]
-    return [] if wanted == stored else [f"{path}: wrote {wanted!r}, stored {stored!r}"]
 
 
 def our_write(stored: dict[str, Any]) -> dict[str, Any]:

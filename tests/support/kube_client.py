@@ -93,8 +93,8 @@ class KubeClient:
     def list(self, api_version: str, kind: str, namespace: str = "", selector: str = "") -> list[Manifest]:
         """All objects of a kind, in one namespace or everywhere."""
         path = self.collection_of(api_version, kind, namespace) + f"?labelSelector={urllib.parse.quote(selector)}"
-        found: list[Manifest] = self.request("GET", path)["items"]
-        return found
+        items = self.request("GET", path)["items"]
+        return [{"apiVersion": api_version, "kind": kind, **item} for item in items]  # lists leave both out
 
     def delete(self, api_version: str, kind: str, name: str, namespace: str = "") -> None:
         """Delete; an object that is gone already is fine."""

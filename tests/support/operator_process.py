@@ -48,17 +48,17 @@ class OperatorProcess:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
-    def launch(self) -> None:
-        """Start without waiting."""
+    def launch(self, environment: Mapping[str, str] | None = None) -> None:
+        """Start without waiting; `environment` holds for this start only."""
         flags = ["--kubeconfig", str(self._kubeconfig), "--probe-port", str(self.probe_port)]
-        environment = {**os.environ, **self._environment}
+        variables = {**os.environ, **self._environment, **(environment or {})}
         with self.log.open("ab") as log:
             command = [*self._command, "operator", "run", *flags]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=variables)
 
-    def start(self) -> None:
+    def start(self, environment: Mapping[str, str] | None = None) -> None:
         """Start and wait until the caches are filled. Raises AssertionError with the log."""
-        self.launch()
+        self.launch(environment)
         self.wait_ready()
 
     def wait_ready(self) -> None:
