@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.windlass-installed
 PYTEST ?= $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test control-plane e2e verify lock lint format types layers generate manifests images model bench gpu-check clean
+.PHONY: help setup demo test control-plane e2e conformance verify lock lint format types layers generate manifests images model bench gpu-check clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 16
@@ -31,8 +31,11 @@ test: $(STAMP)   ## run every test that needs no GPU and no cluster
 control-plane:   ## build the Kubernetes binaries for e2e, cached outside the tree
 	tests/e2e/tools/build.sh
 
-e2e: $(STAMP)    ## run the end-to-end tests on a real control plane
-	$(PYTEST) -q tests/e2e
+e2e: $(STAMP) control-plane  ## run the end-to-end tests on real control planes, one worker per Kubernetes minor
+	$(PYTEST) -q tests/e2e -n 2 --dist loadgroup --junit-xml build/e2e.xml
+
+conformance: $(STAMP)  ## write docs/reference/conformance.md from the results of `make e2e`
+	PYTHONPATH=tests $(BIN)/python -m support.conformance build/conformance.json docs/reference/conformance.md
 
 verify: $(STAMP) lint types layers  ## everything CI checks besides the tests
 	$(BIN)/windlass generate --check

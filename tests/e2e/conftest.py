@@ -52,6 +52,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("minor", minors, scope="session")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist a worker takes a minor and all of its tests: one control plane each."""
+    for item in items:
+        minor = item.callspec.params.get("minor") if hasattr(item, "callspec") else None
+        item.add_marker(pytest.mark.xdist_group(str(minor or "no cluster")))
+
+
 @pytest.fixture(scope="session")
 def minor(request: pytest.FixtureRequest) -> str:
     """The Kubernetes minor of this run; `cluster` on one that somebody else started."""

@@ -144,7 +144,7 @@ def test_a_restarted_operator_changes_nothing(kube: KubeClient, operator: Operat
 
 
 def wait_until_quiet(audit: AuditLog) -> None:
-    """Events of the start trickle out at twenty per second; return once the operator wrote nothing for three seconds."""
+    """Events of the start trickle out at twenty a second; return once the operator wrote nothing for three."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         mark = audit.mark()

@@ -178,6 +178,7 @@ class ControlPlane:
             "--tls-private-key-file=certificates/api-server.key",
             "--client-ca-file=certificates/authority.crt",
             "--authorization-mode=RBAC",
+            "--allow-privileged",  # so that only Pod Security stands between a tenant and the node
             "--service-account-issuer=https://kubernetes.default.svc",
             "--service-account-key-file=certificates/service-accounts.key",
             "--service-account-signing-key-file=certificates/service-accounts.key",

@@ -16,6 +16,7 @@ Manifest = dict[str, Any]
 T = TypeVar("T")
 
 DISCOVERY_TIMEOUT_S = 10.0
+BUSY_TIMEOUT_S = 10.0
 
 
 class RefusedError(Exception):
@@ -45,7 +46,18 @@ class KubeClient:
     def request(
         self, method: str, path: str, body: Manifest | None = None, content_type: str = "application/json"
     ) -> Any:
-        """One call. Raises RefusedError."""
+        """One call, repeated while the server answers 429. Raises RefusedError."""
+        deadline = time.monotonic() + BUSY_TIMEOUT_S
+        while True:
+            try:
+                return self._send(method, path, body, content_type)
+            except RefusedError as exc:
+                # The server asks for patience, for instance while the storage of a new CRD starts.
+                if exc.code != 429 or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def _send(self, method: str, path: str, body: Manifest | None, content_type: str) -> Any:
         headers = {**self._access.headers, "Content-Type": content_type, "Accept": "application/json"}
         data = json.dumps(body).encode() if body is not None else None
         request = urllib.request.Request(self._access.url + path, data=data, headers=headers, method=method)
@@ -93,7 +105,7 @@ class KubeClient:
     def list(self, api_version: str, kind: str, namespace: str = "", selector: str = "") -> list[Manifest]:
         """All objects of a kind, in one namespace or everywhere."""
         path = self.collection_of(api_version, kind, namespace) + f"?labelSelector={urllib.parse.quote(selector)}"
-        items = self.request("GET", path)["items"]
+        items = self.request("GET", path)["items"] or []
         return [{"apiVersion": api_version, "kind": kind, **item} for item in items]  # lists leave both out
 
     def delete(self, api_version: str, kind: str, name: str, namespace: str = "") -> None:
