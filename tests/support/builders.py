@@ -94,6 +94,7 @@ def build_workload(ready: int = 1, *, gpu_class: str = "", **fields: Any) -> Wor
         "wanted": ready,
         "gpu_class": gpu_class,
         "devices": ready if gpu_class else 0,
+        "autoscaler_judged": True,
     }
     return Workload(**{**settled, **fields})
 

@@ -89,6 +89,7 @@ def fold_workload(
         # Pods that a quota keeps from existing still wait for their devices, and terminating ones still hold them.
         devices=max(sum(_devices(pod.get("spec", {})) for pod in pods), wanted * _devices(template.get("spec", {}))),
         pending_reason=_pending_reason(deployment, staying),
+        autoscaler_judged=bool(_condition(autoscaler or {}, "ScalingActive")),
         autoscaler_problem=_autoscaler_problem(autoscaler),
         last_failure=_last_failure(pods),
     )

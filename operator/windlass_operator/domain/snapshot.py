@@ -58,6 +58,8 @@ class Workload:
     """Devices its pods hold or wait for, per resource of its class."""
     pending_reason: str = ""
     """Words of the scheduler or of a quota, when pods cannot start."""
+    autoscaler_judged: bool = False
+    """Whether the autoscaler has looked at the workload since it was made."""
     autoscaler_problem: str = ""
     """Why the autoscaler cannot act, in its own words; empty while it can."""
     last_failure: Failure | None = None

@@ -22,6 +22,7 @@ from windlass_operator.api.v1alpha1.inference_service import Address, InferenceS
 from windlass_operator.api.v1alpha1.tenant import TenantStatus
 from windlass_operator.domain.labels import selector_labels
 from windlass_operator.domain.plan import Action, GpuClassPlan, ServicePlan, TenantPlan
+from windlass_operator.domain.scaling import ScalingPlan
 from windlass_operator.domain.snapshot import Workload
 
 _MESSAGE_LENGTH = 2048
@@ -135,21 +136,24 @@ def _service_conditions(
         ),
     ]
     if plan.action is Action.APPLY and plan.scaling is not None:
-        problem = runs.autoscaler_problem
-        conditions.append(
-            _condition(
-                "ScalingActive",
-                not problem,
-                "AutoscalerProblem" if problem else "AutoscalerActive",
-                problem or f"{plan.scaling.min_replicas} to {plan.scaling.max_replicas} replicas",
-            )
-        )
+        conditions.append(_scaling_active(plan.scaling, runs))
     summary = conditions[0]
     if plan.refusal is not None or problems:
         conditions.append(_condition("Stalled", True, summary.reason, summary.message))
     elif not finding.ready:
         conditions.append(_condition("Reconciling", True, summary.reason, summary.message))
     return conditions
+
+
+def _scaling_active(scaling: ScalingPlan, runs: Workload) -> Condition:
+    """Mirror what the autoscaler says; before it has looked nobody knows."""
+    if runs.autoscaler_problem:
+        return _condition("ScalingActive", False, "AutoscalerProblem", runs.autoscaler_problem)
+    bounds = f"{scaling.min_replicas} to {scaling.max_replicas} replicas"
+    if not runs.autoscaler_judged:
+        message = f"{bounds}; the autoscaler has not looked yet"
+        return _condition("ScalingActive", True, "AutoscalerStarting", message).model_copy(update={"status": "Unknown"})
+    return _condition("ScalingActive", True, "AutoscalerActive", bounds)
 
 
 def _summarise(plan: ServicePlan, finding: Finding, problems: tuple[str, ...]) -> Condition:

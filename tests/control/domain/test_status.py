@@ -196,14 +196,15 @@ def test_an_object_the_cluster_refused_stalls_the_service_with_its_words():
 
 
 @pytest.mark.parametrize(
-    ("problem", "expected"),
+    ("judged", "problem", "expected"),
     [
-        pytest.param("", ("True", "AutoscalerActive"), id="it acts"),
-        pytest.param("unable to get metric", ("False", "AutoscalerProblem"), id="it cannot"),
+        pytest.param(False, "", ("Unknown", "AutoscalerStarting"), id="it has not looked yet"),
+        pytest.param(True, "", ("True", "AutoscalerActive"), id="it acts"),
+        pytest.param(True, "unable to get metric", ("False", "AutoscalerProblem"), id="it cannot"),
     ],
 )
-def test_the_autoscaler_speaks_through_the_status_without_spoiling_ready(problem, expected):
-    status = report(build_workload(2, autoscaler_problem=problem), **SCALED)
+def test_the_autoscaler_speaks_through_the_status_without_spoiling_ready(judged, problem, expected):
+    status = report(build_workload(2, autoscaler_judged=judged, autoscaler_problem=problem), **SCALED)
 
     assert conditions(status)["ScalingActive"] == expected
     assert conditions(status)["Ready"] == ("True", "ReplicasReady")
