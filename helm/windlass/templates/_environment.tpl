@@ -2,10 +2,15 @@
 {{- define "windlass.environment" -}}
 {{- $operator := .Values.operator | default dict }}
 {{- $fleet := .Values.fleet | default dict }}
-{{- $lists := dict "WINDLASS_NAMESPACES" (join "," (.Values.watchNamespaces | default list)) "WINDLASS_LEASE_NAMESPACE" (include "windlass.namespace" .) }}
-{{- range $variable, $value := merge $lists (include "windlass.variables" (dict "prefix" "WINDLASS_" "values" $operator) | fromYaml) (include "windlass.variables" (dict "prefix" "WINDLASS_FLEET_" "values" $fleet) | fromYaml) }}
+{{- $places := dict "WINDLASS_NAMESPACES" (join "," (.Values.watchNamespaces | default list)) "WINDLASS_LEASE_NAMESPACE" (include "windlass.namespace" .) }}
+{{- $operator = include "windlass.variables" (dict "prefix" "WINDLASS_" "values" $operator) | fromYaml }}
+{{- $fleet = include "windlass.variables" (dict "prefix" "WINDLASS_FLEET_" "values" $fleet) | fromYaml }}
+{{- range $variable, $value := merge $places $operator $fleet }}
+{{- /* The API server stores an empty value as none at all, and tools that compare would see a difference. */}}
+{{- if $value }}
 - name: {{ $variable }}
   value: {{ $value | quote }}
+{{- end }}
 {{- end }}
 {{- end }}
 
