@@ -31,6 +31,8 @@ class Command:
     page: Path
     line: int
     text: str
+    heading: str
+    """The heading it stands below."""
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}: {self.text}"
@@ -86,13 +88,15 @@ def links(text: str) -> Iterator[tuple[int, str]]:
 
 def commands(page: Path) -> Iterator[Command]:
     """Every command of the page's console blocks: lines that begin with `$ `."""
-    begun, parts = 0, []
+    begun, parts, heading = 0, [], ""
     for line in lines(page.read_text()):
+        if line.language is None and (found := re.match(r"#{1,6} +(.*)", line.text)):
+            heading = found[1].strip()
         if parts or (line.language == "console" and line.text.startswith("$ ")):
             begun = begun if parts else line.number
             parts.append(line.text.removeprefix("$ ").removesuffix("\\").strip())
             if not line.text.endswith("\\"):
-                yield Command(page, begun, " ".join(parts))
+                yield Command(page, begun, " ".join(parts), heading)
                 parts = []
 
 
