@@ -6,7 +6,7 @@ Rules that keep other writers and people safe:
   marked `windlass.dev/prune: never`. Those get no owner reference either, so the garbage collector spares them too.
 - Owner references do not block the owner's deletion: `blockOwnerDeletion` needs a permission on finalizers that
   hardened clusters refuse, and a service should disappear even while a child lingers.
-- Every write asks `Leadership` first, so a leader that lost its lease stops between two requests.
+- Every write goes through `Leadership.writing`, so a leader that lost its lease stops, in the middle of a request too.
 """
 
 from __future__ import annotations
@@ -147,9 +147,9 @@ class KubernetesCluster:
         status_ref = Ref(owner.kind, owner.namespace, f"{owner.name}/status")
         if not patch or self._is_settled(status_ref, hash_manifest(status), _flatten(patch)):
             return False
-        self._leadership.require()
         try:
-            reply = await self._client.patch_status(ref, {"metadata": {"uid": cached.uid}, "status": patch})
+            async with self._leadership.writing():
+                reply = await self._client.patch_status(ref, {"metadata": {"uid": cached.uid}, "status": patch})
         except NotFound:
             return False
         except errors.ApplyRejected as exc:
@@ -199,8 +199,8 @@ class KubernetesCluster:
             self._require_ours(ref, live, wanted, owner_uid)
         if live is not None and ref.kind == "Deployment" and "replicas" not in wanted["spec"]:
             await self._hand_over_replicas(ref)
-        self._leadership.require()
-        reply = await self._client.apply(wanted)
+        async with self._leadership.writing():
+            reply = await self._client.apply(wanted)
         self._count_write(ref.kind, "apply")
         self._take_reply(reply)
         self._settled[ref] = _Settled(applied_hash(wanted), frozenset(differences(wanted, reply)))
@@ -264,8 +264,9 @@ class KubernetesCluster:
             "metadata": {"name": ref.name, "namespace": ref.namespace, "resourceVersion": metadata["resourceVersion"]},
             "spec": {"replicas": live["spec"]["replicas"]},
         }
-        self._leadership.require()
-        self._take_reply(await self._client.apply(claim, manager=HANDOVER_MANAGER))
+        async with self._leadership.writing():
+            reply = await self._client.apply(claim, manager=HANDOVER_MANAGER)
+        self._take_reply(reply)
         self._count_write(ref.kind, "handover")
         log.info("Replica count handed over. object=%s/%s replicas=%d", ref.namespace, ref, live["spec"]["replicas"])
 
@@ -283,9 +284,9 @@ class KubernetesCluster:
         cached = self.cache.get(ref)
         if cached is None:
             return False
-        self._leadership.require()
         try:
-            deleted = await self._client.delete(ref, cached.uid)
+            async with self._leadership.writing():
+                deleted = await self._client.delete(ref, cached.uid)
         except errors.ApplyConflict:
             return False  # another object took the name; its watch event tells
         self.cache.remove(ref, cached.uid)

@@ -79,10 +79,12 @@ class EventRecorder:
         instance: str,
         clock: Callable[[], float],
         wall_clock: Callable[[], datetime.datetime],
+        may_post: Callable[[], bool] = lambda: True,
     ) -> None:
         self._client = client
         self._component, self._instance = component, instance
         self._clock, self._wall_clock = clock, wall_clock
+        self._may_post = may_post
         self._posted: OrderedDict[str, float] = OrderedDict()
         self._waiting: asyncio.Queue[dict[str, Any]] = asyncio.Queue(BACKLOG)
 
@@ -103,9 +105,11 @@ class EventRecorder:
         return True
 
     async def run(self) -> None:
-        """Post for ever; what the server refuses is logged and dropped."""
+        """Post for ever; what the server refuses is logged and dropped, and so is what waits when we stop leading."""
         while True:
             event = await self._waiting.get()
+            if not self._may_post():
+                continue
             try:
                 await self._client.create(EVENT, event["metadata"]["namespace"], event)
             except errors.WindlassError as exc:

@@ -8,18 +8,22 @@ what writers ask.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import enum
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from windlass_operator import errors
 from windlass_operator.cluster.kubernetes_client import KubernetesClient
 from windlass_operator.cluster.kubernetes_kinds import LEASE
 
 log = logging.getLogger(__name__)
+
+EXPIRY_MARGIN_S: Final = 0.05
+"""How much later than its end a standby looks at a silent leader's lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +90,61 @@ class Leadership:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._until = float("-inf")
+        self._since = float("inf")
         self._changed = asyncio.Condition()
+        self._writes: set[asyncio.Timeout] = set()
 
     @property
     def held(self) -> bool:
         """Whether writing is allowed at this moment."""
         return self._clock() < self._until
 
+    @property
+    def held_for_s(self) -> float:
+        """For how long writing has been allowed without a gap; 0 while it is not."""
+        return self._clock() - self._since if self.held else 0.0
+
     def require(self) -> None:
-        """Raise RetryLater unless writing is allowed; called right before every write."""
+        """Raise RetryLater unless writing is allowed."""
         if not self.held:
             raise errors.RetryLater("this operator does not hold the lease", after_s=1.0)
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        """Surround exactly one write. Raises RetryLater unless writing is allowed, and when it ends before the answer
+        came: a request that hangs in the network must not arrive under the next leader.
+        """
+        self.require()
+        limit = asyncio.timeout(self._until - self._clock())
+        try:
+            async with limit:
+                self._writes.add(limit)
+                yield
+        except TimeoutError as exc:
+            raise errors.RetryLater("the lease ended while a write waited for its answer", after_s=1.0) from exc
+        finally:
+            self._writes.discard(limit)
 
     async def extend(self, until: float) -> None:
         """Allow writing until a time of the clock."""
         async with self._changed:
-            self._until = until
+            if not self.held:
+                self._since = self._clock()
+            self._end_at(until)
             self._changed.notify_all()
 
     async def drop(self) -> None:
         """Forbid writing at once."""
-        self._until = float("-inf")
+        self._end_at(float("-inf"))
         async with self._changed:
             self._changed.notify_all()
+
+    def _end_at(self, until: float) -> None:
+        self._until = until
+        end = asyncio.get_running_loop().time() + until - self._clock()
+        for write in self._writes:
+            if not write.expired():
+                write.reschedule(end)
 
     async def wait(self) -> None:
         """Return once writing is allowed."""
@@ -130,9 +166,11 @@ class LeaderElector:
         times: LeaseTimes,
         clock: Callable[[], float],
         wall_clock: Callable[[], datetime.datetime],
+        on_taken: Callable[[], None] = lambda: None,
     ) -> None:
         self._client = client
         self._leadership = leadership
+        self._on_taken = on_taken
         self._namespace, self._name, self._me = namespace, name, identity
         self._times = times
         self._clock, self._wall_clock = clock, wall_clock
@@ -145,9 +183,16 @@ class LeaderElector:
         try:
             while True:
                 await self._attempt()
-                await asyncio.sleep(self._times.retry_s)
+                await asyncio.sleep(self._pause_s())
         finally:
             await self._release()
+
+    def _pause_s(self) -> float:
+        """Until the next look; at a silent leader's lease exactly when it ends, a takeover should not wait longer."""
+        if self._seen is None or self._seen.holder in ("", self._me):
+            return self._times.retry_s
+        left = self._seen.duration_s - (self._clock() - self._seen_at)
+        return min(self._times.retry_s, max(left + EXPIRY_MARGIN_S, EXPIRY_MARGIN_S))
 
     async def _attempt(self) -> None:
         try:
@@ -180,10 +225,12 @@ class LeaderElector:
         except errors.ApplyConflict:
             return  # somebody was faster; the next look tells who
         self._seen, self._seen_at = stored, started
-        if not self._leadership.held:
-            log.info("Leadership taken. lease=%s/%s identity=%s", self._namespace, self._name, self._me)
+        taken = not self._leadership.held
         # Counted from before the request: the server may have stored it at any time since.
         await self._leadership.extend(started + self._times.renew_s)
+        if taken:
+            log.info("Leadership taken. lease=%s/%s identity=%s", self._namespace, self._name, self._me)
+            self._on_taken()
 
     async def _write(self, wanted: LeaseRecord, action: LeaseAction) -> LeaseRecord | None:
         manifest = render_lease(wanted, self._namespace, self._name)

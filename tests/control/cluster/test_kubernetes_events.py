@@ -33,6 +33,7 @@ class Recorded:
 class Bench:
     def __init__(self) -> None:
         self.now = 0.0
+        self.leads = True
         self.client = Recorded()
         wall = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
         self.recorder = EventRecorder(
@@ -41,6 +42,7 @@ class Bench:
             instance="me",
             clock=lambda: self.now,
             wall_clock=lambda: wall,
+            may_post=lambda: self.leads,
         )
 
 
@@ -121,3 +123,17 @@ def build_condition(kind="Ready", status="True", reason="R", message="m"):
 )
 def test_a_status_change_says_what_people_want_to_know(stored, wanted, expected):
     assert list(notes_of_status(stored, wanted)) == expected
+
+
+async def test_events_that_still_wait_when_the_lease_is_lost_are_dropped():
+    bench = Bench()
+    bench.recorder.post(CHAT, Note(True, "Old", "from when we led"))
+    bench.leads = False
+    running = asyncio.create_task(bench.recorder.run())
+    await asyncio.sleep(0)
+    bench.leads = True
+    bench.recorder.post(CHAT, Note(True, "New", "leading again"))
+    await asyncio.wait_for(bench.client.arrived.wait(), 1.0)
+    running.cancel()
+
+    assert [event["reason"] for event in bench.client.events] == ["New"]

@@ -177,3 +177,87 @@ async def test_waiting_for_leadership_ends_when_it_is_given():
     await leadership.extend(200.0)
 
     await asyncio.wait_for(waiting, 1.0)
+
+
+async def test_a_standby_looks_again_exactly_when_a_silent_leaders_lease_ends():
+    """Looking only every two seconds would add up to two to a failover."""
+    store, clock = StoredLease(), Clock()
+    (one, _), (other, _) = build_elector(store, clock, "one"), build_elector(store, clock, "other")
+    await one._attempt()
+    await other._attempt()
+
+    clock.now += 14
+    await other._attempt()
+    near_the_end = other._pause_s()
+
+    assert (one._pause_s(), near_the_end) == (2, pytest.approx(1.05))
+
+
+async def test_taking_the_lease_is_told_once():
+    store, clock, told = StoredLease(), Clock(), []
+    elector, leadership = build_elector(store, clock, "one")
+    elector._on_taken = lambda: told.append(leadership.held)
+
+    await elector._attempt()
+    await elector._attempt()
+
+    assert told == [True], "and only once writing is allowed"
+
+
+async def test_a_write_that_still_waits_when_the_lease_ends_is_broken_off():
+    """It could arrive at the server under the next leader."""
+    loop = asyncio.get_running_loop()
+    leadership = Leadership(loop.time)
+    await leadership.extend(loop.time() + 0.02)
+
+    with pytest.raises(errors.RetryLater, match="lease ended while a write waited"):
+        async with leadership.writing():
+            await asyncio.sleep(60)
+
+
+async def test_a_write_that_waits_when_leadership_is_dropped_is_broken_off():
+    leadership = Leadership(asyncio.get_running_loop().time)
+    await leadership.extend(asyncio.get_running_loop().time() + 60)
+    started = asyncio.Event()
+
+    async def write():
+        async with leadership.writing():
+            started.set()
+            await asyncio.sleep(60)
+
+    writing = asyncio.create_task(write())
+    await started.wait()
+    await leadership.drop()
+
+    with pytest.raises(errors.RetryLater):
+        await asyncio.wait_for(writing, 1.0)
+
+
+async def test_a_long_write_goes_on_while_the_lease_is_renewed():
+    loop = asyncio.get_running_loop()
+    leadership = Leadership(loop.time)
+    await leadership.extend(loop.time() + 0.05)
+
+    async with leadership.writing():
+        await leadership.extend(loop.time() + 60)
+        await asyncio.sleep(0.1)
+
+    assert leadership.held
+
+
+async def test_nothing_is_written_without_the_lease():
+    with pytest.raises(errors.RetryLater, match="does not hold the lease"):
+        async with Leadership(Clock()).writing():
+            pytest.fail("the write began")
+
+
+async def test_leading_counts_from_the_moment_it_was_taken():
+    clock = Clock()
+    leadership = Leadership(clock)
+    before = leadership.held_for_s
+    await leadership.extend(clock.now + 10)
+    clock.now += 8
+    await leadership.extend(clock.now + 10)
+    clock.now += 4
+
+    assert (before, leadership.held_for_s) == (0.0, 12.0)
