@@ -8,10 +8,12 @@ What it missed is read and repaired; a watch that misses things twice in a row i
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from windlass_operator import errors
 from windlass_operator.cluster.kubernetes import KubernetesCluster
@@ -21,6 +23,9 @@ from windlass_operator.cluster.kubernetes_kinds import WATCHED, ApiKind, Ref, se
 from windlass_operator.domain.snapshot import Key
 
 log = logging.getLogger(__name__)
+
+LISTS_AT_ONCE: Final = 4
+"""Kinds that are listed at the same time: an audit of everything must not look like a storm to the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,7 @@ class WatchAudit:
         times: AuditTimes,
         on_change: Callable[[Key], None],
         clock: Callable[[], float],
+        on_filled: Callable[[], None] = lambda: None,
     ) -> None:
         self._client = client
         self._cluster = cluster
@@ -92,10 +98,20 @@ class WatchAudit:
         ]
         self._times = times
         self._on_change = on_change
+        self._on_filled = on_filled
         self._clock = clock
+        self._begun = asyncio.Event()
+        self._relisted = asyncio.Event()
+        self._listing = asyncio.Semaphore(LISTS_AT_ONCE)
         self._filled: set[str] = set()
         self._misses: dict[str, int] = {}
         self.filled = asyncio.Event()
+        self._filled_at = 0.0
+
+    @property
+    def filled_for_s(self) -> float:
+        """For how long the caches have been complete; 0 while they are not."""
+        return self._clock() - self._filled_at if self.filled.is_set() else 0.0
 
     @property
     def dead_watches(self) -> tuple[str, ...]:
@@ -103,36 +119,96 @@ class WatchAudit:
         return tuple(sorted(scope for scope, misses in self._misses.items() if misses >= 2))
 
     async def run(self) -> None:
-        """Fill first, then audit for ever."""
-        await self._fill()
+        """Fill whenever the watches begin, audit for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_filled())
+            group.create_task(self._keep_auditing())
+
+    async def _keep_filled(self) -> None:
         while True:
-            await asyncio.sleep(self._times.interval_s)
+            await self._begun.wait()
+            self._begun.clear()
+            await self._fill()
+
+    async def _keep_auditing(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._times.interval_s):
+                    await self._relisted.wait()
+            await self.filled.wait()
+            if self._relisted.is_set():
+                self._relisted.clear()
+                await self._sweep()
+            else:
+                await self.audit_all()
+
+    def note_begin(self) -> None:
+        """The watches begin: fill the caches, until then nobody may plan from them."""
+        self.note_end()
+        self._begun.set()
+
+    def note_end(self) -> None:
+        """The watches are down: what the caches hold grows old."""
+        self.filled.clear()
+        self._filled.clear()
+        self._say_filling()
+
+    def note_relist(self) -> None:
+        """A watch began anew with a list, which tells nothing of what was deleted before: look for that now."""
+        if self.filled.is_set():
+            self._relisted.set()
+
+    async def audit_all(self) -> None:
+        """Audit everything; the graces of several dead watches run at once."""
+        async with asyncio.TaskGroup() as group:
             for kind, namespace in self._scopes:
-                await self._audit_safely(kind, namespace)
+                group.create_task(self._audit_safely(kind, namespace))
 
     async def _fill(self) -> None:
         self._say_filling()
         async with asyncio.TaskGroup() as group:
             for kind, namespace in self._scopes:
                 group.create_task(self._fill_one(kind, namespace))
+        if len(self._filled) < len(self._scopes):
+            return  # the watches ended meanwhile
         log.info("Caches filled. watches=%d", len(self._scopes))
+        self._filled_at = self._clock()
         self.filled.set()
+        self._on_filled()
 
     async def _fill_one(self, kind: ApiKind, namespace: str) -> None:
-        while True:
+        # Listed anew soon: an object that was deleted before the watch began will never arrive by it.
+        for patience_s in itertools.chain((2.0, 4.0, 8.0), itertools.repeat(self._times.grace_s)):
             try:
-                listed = await self._client.list_metadata(kind, namespace, selector_of(kind.kind))
+                before, listed = await self._list(kind, namespace)
+                missed = await self._missed_after_grace(kind, listed, {}, min(patience_s, self._times.grace_s))
+                if not missed:
+                    await self._remove_gone(find_missed(kind.kind, listed, before, self._cluster.cache))
+                    self._filled.add(_scope(kind, namespace))
+                    self._say_filling()
+                    return
             except errors.WindlassError as exc:
                 log.warning("First listing failed. kind=%s namespace=%s error=%s", kind.kind, namespace or "*", exc)
                 await asyncio.sleep(1.0)
                 continue
-            if not await self._missed_after_grace(kind, listed, {}):
-                self._filled.add(_scope(kind, namespace))
-                self._say_filling()
-                return
             log.warning(
                 "The watch has not brought the first listing yet. kind=%s namespace=%s", kind.kind, namespace or "*"
             )
+
+    async def _sweep(self) -> None:
+        """Remove what was deleted while no watch looked. No grace and no blame: nobody could have told."""
+        for kind, namespace in self._scopes:
+            try:
+                before, listed = await self._list(kind, namespace)
+                await self._remove_gone(find_missed(kind.kind, listed, before, self._cluster.cache))
+            except errors.WindlassError as exc:
+                log.warning("Sweep not possible. kind=%s namespace=%s error=%s", kind.kind, namespace or "*", exc)
+                self._relisted.set()
+                await asyncio.sleep(1.0)
+
+    async def _remove_gone(self, missed: Missed) -> None:
+        for ref in missed.gone:
+            await self._repair(ref)
 
     def _say_filling(self) -> None:
         waiting = {kind.kind for kind, namespace in self._scopes if _scope(kind, namespace) not in self._filled}
@@ -147,10 +223,8 @@ class WatchAudit:
 
     async def audit(self, kind: ApiKind, namespace: str) -> Missed:
         """Compare one kind with a list, repair what its watch missed and return it."""
-        objects = self._cluster.cache.all_of(kind.kind)
-        before = {ref: cached.uid for ref, cached in objects.items() if not namespace or ref.namespace == namespace}
-        listed = await self._client.list_metadata(kind, namespace, selector_of(kind.kind))
-        missed = await self._missed_after_grace(kind, listed, before)
+        before, listed = await self._list(kind, namespace)
+        missed = await self._missed_after_grace(kind, listed, before, self._times.grace_s)
         repaired = [ref for ref in missed.stale + missed.gone if await self._repair(ref)]
         scope = _scope(kind, namespace)
         self._misses[scope] = self._misses.get(scope, 0) + 1 if repaired else 0
@@ -158,10 +232,17 @@ class WatchAudit:
             log.warning("A watch missed changes. watch=%s objects=%d first=%s", scope, len(repaired), repaired[0])
         return missed
 
+    async def _list(self, kind: ApiKind, namespace: str) -> tuple[Mapping[Ref, str], Sequence[Mapping[str, Any]]]:
+        """Return the uids of what the cache holds, and after that what the server lists."""
+        async with self._listing:
+            objects = self._cluster.cache.all_of(kind.kind)
+            before = {ref: cached.uid for ref, cached in objects.items() if not namespace or ref.namespace == namespace}
+            return before, await self._client.list_metadata(kind, namespace, selector_of(kind.kind))
+
     async def _missed_after_grace(
-        self, kind: ApiKind, listed: Sequence[Mapping[str, Any]], before: Mapping[Ref, str]
+        self, kind: ApiKind, listed: Sequence[Mapping[str, Any]], before: Mapping[Ref, str], grace_s: float
     ) -> Missed:
-        deadline = self._clock() + self._times.grace_s
+        deadline = self._clock() + grace_s
         while True:
             missed = find_missed(kind.kind, listed, before, self._cluster.cache)
             if not missed or self._clock() >= deadline:

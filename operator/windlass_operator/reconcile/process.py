@@ -41,6 +41,10 @@ OWN_DELAY_S = 0.02
 OTHERS_DELAY_S = 0.25
 """The same for changes of children, pods and nodes, which come in flocks while a rollout goes on."""
 FLEET_RETRY_S = 30.0
+WATCH_AGAIN = Backoff(first_s=0.5, longest_s=10.0)
+"""Before watches that failed are made anew."""
+WATCHED_WELL_S = 10.0
+"""Watches that lasted this long start with the first wait again."""
 
 
 @dataclass
@@ -65,6 +69,8 @@ class Operator:
 
     def absorb(self, event_type: str | None, manifest: Any) -> None:
         """Take one watch event and wake whom it concerns."""
+        if event_type is None:
+            self.audit.note_relist()
         key = self.cluster.absorb(event_type, dict(manifest))
         if key is not None:
             self.wake(key, OWN_DELAY_S if manifest["kind"] == key.kind else OTHERS_DELAY_S)
@@ -89,10 +95,9 @@ class Operator:
             self.queue.add(key, self.random() * spread_s)
 
     async def resync(self) -> None:
-        """Queue everything once the caches are filled, then again in every interval. Catches what no event told."""
-        await self.audit.filled.wait()
-        self.wake_all(0.0)
+        """Queue everything again in every interval. Catches what no event told."""
         while True:
+            await self.audit.filled.wait()
             interval_s = self.settings.resync_interval_s
             self.wake_all(interval_s)
             await asyncio.sleep(interval_s)
@@ -118,7 +123,8 @@ class Operator:
     def live_problems(self) -> tuple[str, ...]:
         """What a restart would cure."""
         problems = [f"watch of {scope} misses changes" for scope in self.audit.dead_watches]
-        age_s = self.queue.head_age_s() if self.leadership.held else 0.0
+        # What waited for the lease or for the caches did not wait for the workers.
+        age_s = min(self.queue.head_age_s(), self.leadership.held_for_s, self.audit.filled_for_s)
         if age_s > self.settings.stuck_after_s:
             problems.append(
                 f"queue stands still: the oldest key waits for {age_s:.0f} s, "
@@ -142,9 +148,15 @@ def build_operator(
     queue = AsyncKeyedQueue[Key](
         KeyedQueue(backoff, Rate(settings.reconciles_per_s, settings.reconcile_burst)), clock, random_source.random
     )
+    parts: list[Operator] = []
     metrics = probes.Metrics(lambda: queue.depth, lambda: leadership.held)
     events = EventRecorder(
-        client, component="windlass.dev/operator", instance=identity, clock=clock, wall_clock=_wall_clock
+        client,
+        component="windlass.dev/operator",
+        instance=identity,
+        clock=clock,
+        wall_clock=_wall_clock,
+        may_post=lambda: leadership.held,
     )
     cluster = KubernetesCluster(client, leadership, events, metrics.count_write)
     times = LeaseTimes(settings.lease_duration_s, settings.lease_renew_s, settings.lease_retry_s)
@@ -157,8 +169,8 @@ def build_operator(
         times=times,
         clock=clock,
         wall_clock=_wall_clock,
+        on_taken=lambda: parts[0].wake_all(0.0),  # what failed for want of a lease or a server need not wait longer
     )
-    parts: list[Operator] = []
     workers = Workers(
         Reconciler(cluster, settings.fleet, _wall_clock),
         queue,
@@ -172,6 +184,7 @@ def build_operator(
         namespaces=settings.namespaces,
         times=AuditTimes(settings.audit_interval_s),
         on_change=lambda key: parts[0].wake(key),
+        on_filled=lambda: parts[0].wake_all(0.0),
         clock=clock,
     )
     parts.append(
@@ -257,30 +270,59 @@ async def _run_parts(operator: Operator, stop: asyncio.Event) -> None:
             ("events", operator.events.run()),
         )
     ]
-    watching_stop = asyncio.Event()
-    own = set(asyncio.all_tasks())
-    watching = asyncio.create_task(
-        watch.watch(
-            watch.build_registry(operator.absorb, operator.load_access),
-            watch.build_settings(operator.settings),
-            namespaces=operator.settings.namespaces,
-            stop=watching_stop,
-            take_signals=lambda: _take_signals(stop),
-            ignored=own,
-        ),
-        name="watches",
-    )
-    own.add(watching)
+    watching = asyncio.create_task(_keep_watching(operator, stop), name="watches")
     waiting = asyncio.create_task(stop.wait(), name="stop")
-    own.add(waiting)
     try:
         done, _ = await asyncio.wait(
             [waiting, watching, elector, *others, *workers], return_when=asyncio.FIRST_COMPLETED
         )
         _log_end(done, waiting)
     finally:
-        await _stop_parts(operator, workers, elector, [waiting, *others], watching, watching_stop)
+        await _stop_parts(operator, workers, elector, [waiting, *others], watching)
     _raise_failures(done - {waiting})
+
+
+async def _keep_watching(operator: Operator, stop: asyncio.Event) -> None:
+    """Watch for ever. What ends kopf (a kind that is not served, an error that it takes for fatal) costs a new listing
+    but not the process: a restart would lose the caches, and meet the same server.
+    """
+    registry = watch.build_registry(operator.absorb, operator.load_access)
+    clock = asyncio.get_running_loop().time
+    failures = 0
+    while True:
+        started = clock()
+        operator.audit.note_begin()
+        try:
+            await watch.watch(
+                registry,
+                watch.build_settings(operator.settings),
+                namespaces=operator.settings.namespaces,
+                take_signals=lambda: _take_signals(stop),
+            )
+            problem = "ended by themselves"
+        except Exception as exc:
+            # Whatever kopf lets out; it has logged the traceback.
+            problem = f"{type(exc).__name__}: {exc}"
+        operator.audit.note_end()
+        failures = 1 if clock() - started > WATCHED_WELL_S else failures + 1
+        delay_s = WATCH_AGAIN.delay_s(failures, operator.random())
+        log.error("Watches ended; nothing is written until they are back. in_s=%.1f error=%s", delay_s, problem[:500])
+        await asyncio.sleep(delay_s)
+        await _wait_for_cluster(operator.client, delay_s)
+
+
+async def _wait_for_cluster(client: KubernetesClient, pause_s: float) -> None:
+    """Return once the server answers and knows our kinds: kopf looks for them only when it starts."""
+    said = ""
+    while True:
+        try:
+            await _require_cluster(client)
+            return
+        except errors.ClusterUnavailable as exc:
+            if str(exc) != said:
+                log.error("Waiting for the cluster. error=%s", exc)
+            said = str(exc)
+        await asyncio.sleep(pause_s)
 
 
 async def _stop_parts(
@@ -289,7 +331,6 @@ async def _stop_parts(
     elector: asyncio.Task[None],
     others: Sequence[asyncio.Task[Any]],
     watching: asyncio.Task[None],
-    watching_stop: asyncio.Event,
 ) -> None:
     """Workers first, then the lease, then the watches: nobody else may write while we still do."""
     operator.queue.close()
@@ -301,8 +342,6 @@ async def _stop_parts(
         await _cancel(slow)
     await _cancel([elector])
     await _cancel(others)
-    watching_stop.set()
-    await asyncio.wait([watching], timeout=10.0)
     await _cancel([watching])
 
 

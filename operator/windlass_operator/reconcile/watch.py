@@ -7,7 +7,8 @@ users' objects, make Argo CD see drift, and freeze deletion while the operator i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import kopf
@@ -23,6 +24,18 @@ WORKER_IDLE_S = 0.05
 """How long kopf keeps the worker of a quiet object. Idle workers count against the limit below: with kopf's 5 s, 64
 workers would take in no more than 13 objects per second of a first listing."""
 WORKER_LIMIT = 64
+END_TIMEOUT_S = 10.0
+WATCHER = "watcher for "
+"""How the names of kopf's tasks begin that hold one watch."""
+
+
+class Backoffs:
+    """Waits between attempts of one request, without an end: kopf would give up after a minute and take the operator
+    down, for trouble that a restart does not cure. Short, because every second of it is one without events.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((0.2, 0.5, 1.0), itertools.repeat(2.0))
 
 
 class NoDiffBase(kopf.DiffBaseStorage):
@@ -89,6 +102,8 @@ def build_settings(settings: OperatorSettings) -> kopf.OperatorSettings:
     result.persistence.progress_storage = NoProgress()
     result.networking.request_timeout = settings.request_timeout_s
     result.networking.connect_timeout = min(10.0, settings.request_timeout_s)
+    result.networking.error_backoffs = Backoffs()
+    result.process.ultimate_exiting_timeout = None  # kopf would kill the process that starts it again
     result.watching.server_timeout = settings.watch_timeout_s
     result.watching.connect_timeout = min(10.0, settings.request_timeout_s)
     result.watching.chunk_size = settings.page_size
@@ -121,15 +136,14 @@ async def watch(
     settings: kopf.OperatorSettings,
     *,
     namespaces: Sequence[str],
-    stop: asyncio.Event,
     take_signals: Callable[[], None],
-    ignored: Collection[asyncio.Task[Any]],
 ) -> None:
-    """Watch until `stop` is set; kopf's own failures end it early.
+    """Watch until cancelled; raises what kopf takes for fatal. May be called again after that.
 
     `take_signals` is called once kopf has installed its signal handlers, to install ours instead: on SIGTERM running
-    reconciles are finished first. `ignored` are tasks that kopf must not cancel when it ends.
+    reconciles are finished first.
     """
+    stop = asyncio.Event()
     tasks = await kopf.spawn_tasks(
         registry=registry,
         settings=settings,
@@ -139,7 +153,19 @@ async def watch(
         stop_flag=stop,
     )
     take_signals()
-    await kopf.run_tasks(tasks, ignored=ignored)
+    # Not kopf.run_tasks: it would cancel every task of the loop that it does not know, ours too.
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.set()
+        # When one watch fails, kopf leaves the others running.
+        ending = {*tasks, *(task for task in asyncio.all_tasks() if task.get_name().startswith(WATCHER))}
+        for task in ending:
+            task.cancel()
+        await asyncio.wait(ending, timeout=END_TIMEOUT_S)
+    for task in done:
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            raise failure
 
 
 def served_kinds(registry: kopf.OperatorRegistry) -> tuple[ApiKind, ...]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import datetime
 
 import pytest
@@ -36,6 +37,7 @@ class World:
         events = EventRecorder(self.client, component="c", instance="i", clock=lambda: 0.0, wall_clock=lambda: now)
         self.cluster = KubernetesCluster(self.client, Leadership(lambda: 0.0), events, lambda kind, verb: None)
         self.woken: list[Key] = []
+        self.fillings = 0
         self.audit = WatchAudit(
             self.client,
             self.cluster,
@@ -43,7 +45,11 @@ class World:
             times=AuditTimes(grace_s=0.0),
             on_change=self.woken.append,
             clock=lambda: 0.0,
+            on_filled=self.note_filled,
         )
+
+    def note_filled(self):
+        self.fillings += 1
 
     def watch_brings(self, manifest, event="MODIFIED"):
         self.cluster.absorb(event, manifest)
@@ -148,3 +154,55 @@ async def test_the_first_listing_is_complete_once_the_watch_brought_what_lists_s
 
     assert ("InferenceService" in before, "Node" in before, world.cluster.filling) == (True, False, ())
     assert world.audit.filled.is_set()
+
+
+async def test_a_relist_finds_what_was_deleted_while_no_watch_looked_and_blames_nobody(world):
+    """A list after a lost connection tells nothing of deletions; the next audit may be minutes away."""
+    for name in ("chat", "kept"):
+        world.watch_brings(world.client.put(build_service(name)))
+    del world.client.objects[CHAT]
+    await world.audit._fill()
+    world.watch_brings(world.client.put(build_service("late")))
+    del world.client.objects[Ref("InferenceService", "ns", "kept")]
+
+    for _ in range(2):
+        world.audit.note_relist()
+        await world.audit._sweep()
+
+    assert [ref.name for ref in world.cluster.cache.all_of("InferenceService")] == ["late"]
+    assert Key("InferenceService", "ns", "kept") in world.woken
+    assert world.audit.dead_watches == ()
+
+
+async def test_while_the_watches_are_down_nobody_may_plan_and_afterwards_the_caches_are_checked(world):
+    world.watch_brings(world.client.put(build_service()))
+    running = asyncio.create_task(world.audit.run())
+    world.audit.note_begin()
+    await asyncio.wait_for(world.audit.filled.wait(), 5.0)
+    del world.client.objects[CHAT]
+
+    world.audit.note_end()
+    down = world.cluster.filling
+    world.audit.note_begin()
+    await asyncio.wait_for(world.audit.filled.wait(), 5.0)
+    running.cancel()
+
+    assert "InferenceService" in down
+    assert world.cluster.filling == ()
+    assert world.cluster.cache.get(CHAT) is None
+    assert world.fillings == 2
+
+
+async def test_one_dead_watch_does_not_hold_up_the_audit_of_the_others(world):
+    """Each waits for its grace; one after the other that took minutes for a server that forgot all watches."""
+    world.client.put(build_service())
+    world.client.put({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "uid": "u"}, "status": {}})
+    world.audit._times = AuditTimes(grace_s=0.5, poll_s=0.01)
+    loop = asyncio.get_running_loop()
+    world.audit._clock = loop.time
+    started = loop.time()
+
+    await world.audit.audit_all()
+
+    assert loop.time() - started < 0.9
+    assert len(world.woken) == 2

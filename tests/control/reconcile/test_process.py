@@ -80,12 +80,36 @@ async def test_an_operator_is_not_ready_before_its_caches_are_filled(operator):
 
 async def test_a_queue_that_stands_still_is_not_alive_and_a_standby_may_wait(operator, monkeypatch):
     monkeypatch.setattr(operator.queue, "head_age_s", lambda: 999.0)
+    monkeypatch.setattr(type(operator.audit), "filled_for_s", 2000.0)
 
     standby = operator.live_problems()
-    await operator.leadership.extend(asyncio.get_running_loop().time() + 60.0)
+    monkeypatch.setattr(type(operator.leadership), "held_for_s", 1000.0)
 
     assert standby == ()
     assert operator.live_problems() == ("queue stands still: the oldest key waits for 999 s, expected at most 300 s",)
+
+
+@pytest.mark.parametrize(("filled_for_s", "held_for_s"), [(2000.0, 5.0), (5.0, 2000.0), (0.0, 2000.0)])
+async def test_what_waited_for_the_lease_or_the_caches_did_not_wait_for_the_workers(
+    operator, monkeypatch, filled_for_s, held_for_s
+):
+    """A standby that takes over has keys that are hours old; killed for it, no operator would ever lead a big fleet."""
+    monkeypatch.setattr(operator.queue, "head_age_s", lambda: 9999.0)
+    monkeypatch.setattr(type(operator.audit), "filled_for_s", filled_for_s)
+    monkeypatch.setattr(type(operator.leadership), "held_for_s", held_for_s)
+
+    assert operator.live_problems() == ()
+
+
+async def test_keys_that_failed_for_want_of_a_server_are_due_once_the_lease_is_taken_again(operator):
+    operator.absorb("ADDED", build_service())
+    for _ in range(6):
+        operator.queue._queue.take(asyncio.get_running_loop().time() + 1000.0)
+        operator.queue.retry(CHAT)
+
+    operator.elector._on_taken()
+
+    assert operator.queue._queue.next_due_s(asyncio.get_running_loop().time()) <= asyncio.get_running_loop().time()
 
 
 async def test_workers_wait_for_caches_and_lease(operator):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from windlass_operator.cluster.kubernetes_access import Access
 from windlass_operator.cluster.kubernetes_kinds import WATCHED
@@ -106,3 +111,93 @@ def test_kopf_logs_in_as_we_do(access, expected):
     connection = watch.connection_of(access)
 
     assert {name: getattr(connection, name) for name in expected} == expected
+
+
+def test_requests_of_watches_are_repeated_without_an_end_and_soon():
+    """kopf's own list ends after a minute, and the operator with it."""
+    waits = list(itertools.islice(watch.build_settings(OperatorSettings()).networking.error_backoffs, 100))
+
+    assert len(waits) == 100
+    assert max(waits) <= 2.0
+
+
+class Server:
+    """An API server with two of our kinds; `refuse` names one whose watch it does not know."""
+
+    def __init__(self) -> None:
+        self.refuse = ""
+        self.watched: list[str] = []
+        self.closing = asyncio.Event()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        plural = request.path.rpartition("/")[2]
+        if request.query.get("watch"):
+            return await self.watch(request, plural)
+        return web.json_response(DISCOVERY.get(request.path, {"items": [], "metadata": {"resourceVersion": "1"}}))
+
+    async def watch(self, request: web.Request, plural: str) -> web.StreamResponse:
+        if plural == self.refuse:
+            return web.json_response({"kind": "Status", "message": "not served"}, status=404)
+        self.watched.append(plural)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await self.closing.wait()
+        return response
+
+
+VERBS = ["list", "watch", "patch"]
+DISCOVERY = {
+    "/api": {"versions": ["v1"]},
+    "/api/v1": {
+        "resources": [
+            {"name": "namespaces", "kind": "Namespace", "singularName": "", "namespaced": False, "verbs": VERBS}
+        ]
+    },
+    "/apis": {
+        "groups": [
+            {
+                "name": "windlass.dev",
+                "versions": [{"version": "v1alpha1"}],
+                "preferredVersion": {"version": "v1alpha1"},
+            }
+        ]
+    },
+    "/apis/windlass.dev/v1alpha1": {
+        "resources": [
+            {"name": "tenants", "kind": "Tenant", "singularName": "tenant", "namespaced": False, "verbs": VERBS},
+        ]
+    },
+}
+
+
+async def test_a_failed_watch_ends_all_of_them_and_watching_can_begin_again():
+    """kopf alone would leave the other watches running, and begin them a second time."""
+    server, app = Server(), web.Application()
+    app.router.add_get("/{path:.*}", server.answer)
+    async with TestServer(app) as running:
+
+        async def load_access():
+            return Access(str(running.make_url("")).rstrip("/"), "a test", authorization="Bearer t")
+
+        def begin():
+            return watch.watch(
+                watch.build_registry(lambda event_type, manifest: None, load_access),
+                watch.build_settings(OperatorSettings()),
+                namespaces=(),
+                take_signals=lambda: None,
+            )
+
+        server.refuse = "tenants"
+        with pytest.raises(Exception, match="not served"):
+            await asyncio.wait_for(begin(), 20)
+        left = [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith(watch.WATCHER)]
+        server.refuse, server.watched = "", []
+        again = asyncio.create_task(begin())
+        while len(server.watched) < 2:
+            await asyncio.sleep(0.01)
+        again.cancel()
+        await asyncio.gather(again, return_exceptions=True)
+        server.closing.set()
+
+    assert left == []
+    assert sorted(server.watched) == ["namespaces", "tenants"]
