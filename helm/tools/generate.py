@@ -224,8 +224,10 @@ def _parse_role(document: str) -> Role:
     for rule, why in zip(manifest["rules"], reasons, strict=True):
         if not why:
             raise GenerateError(f"{metadata['name']}: expected a comment above the rule on {rule['resources']}")
-        parts = (tuple(rule.get(part, ())) for part in ("apiGroups", "resources", "resourceNames", "verbs"))
-        parsed.append(Rule(*parts, why))
+        groups, resources, names, verbs = (
+            tuple(rule.get(part, ())) for part in ("apiGroups", "resources", "resourceNames", "verbs")
+        )
+        parsed.append(Rule(groups, resources, names, verbs, why))
     return Role(manifest["kind"], metadata.get("namespace", ""), metadata["name"], tuple(parsed))
 
 

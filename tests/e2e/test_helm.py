@@ -64,7 +64,7 @@ def tool(plane: ControlPlane, tools: Toolset, tmp_path_factory: pytest.TempPathF
     environment = {"KUBECONFIG": str(plane.kubeconfig), "HOME": str(home), "PATH": "/usr/bin:/bin"}
 
     def run(name: str, *arguments: str, stdin: str | None = None) -> str:
-        command = [tools.require(name), *arguments]
+        command = [str(tools.require(name)), *arguments]
         done = subprocess.run(
             command, input=stdin, text=True, capture_output=True, env=environment, timeout=120, check=False
         )
@@ -373,7 +373,7 @@ def conditions(admin: KubeClient, kind: str, name: str) -> dict[str, str]:
 
 def is_of_tenant(event: Manifest) -> bool:
     regarding: dict[str, Any] = event["regarding"]
-    return regarding["kind"] == "Tenant"
+    return bool(regarding["kind"] == "Tenant")
 
 
 @pytest.mark.usefixtures("empty")

@@ -62,7 +62,8 @@ def print_chart(helm: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     ) -> str:
         file = folder / "values.json"
         file.write_text(json.dumps(values or {}))
-        command = [helm, "template", release, ROOT / "helm" / chart, "--namespace", namespace, "--values", file]
+        place = str(ROOT / "helm" / chart)
+        command = [str(helm), "template", release, place, "--namespace", namespace, "--values", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         if done.returncode:
             raise RefusedError(done.stderr)
