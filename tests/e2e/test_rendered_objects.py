@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from support.differences import differences
-from support.kube_client import KubeClient
+from support.kube_client import KubeClient, eventually
 
 GOLDEN = Path(__file__).parents[1] / "control" / "render" / "golden"
 CASES = sorted(path.name.removesuffix(".out.yaml") for path in GOLDEN.glob("*.out.yaml"))
@@ -17,6 +18,20 @@ CASES = sorted(path.name.removesuffix(".out.yaml") for path in GOLDEN.glob("*.ou
 MANAGER = "e2e"
 
 pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(autouse=True)
+def emptied(kube: KubeClient) -> Iterator[None]:
+    """Take the namespaces away again: other tests count what runs."""
+    yield
+
+    def left() -> list[str]:
+        names = [item["metadata"]["name"] for item in kube.list("v1", "Namespace")]
+        return [name for name in names if name.startswith("rendered-")]
+
+    for name in left():
+        kube.delete("v1", "Namespace", name)
+    eventually(left, lambda found: not found, timeout_s=60)
 
 
 def our_write(stored: dict[str, Any]) -> dict[str, Any]:

@@ -128,6 +128,8 @@ def create_fleet(kube: KubeClient) -> None:
         kube.apply({"apiVersion": API, "kind": "GPUClass", "metadata": {"name": name}, "spec": spec})
     for node in NODES:
         eventually(lambda node=node: _is_ready(kube, node.name), bool)
+    # Pods are refused until the controller manager has made their namespace's account.
+    eventually(lambda: kube.get("v1", "ServiceAccount", "default", "default"), bool)
 
 
 def add_node(kube: KubeClient, node: FakeNode) -> None:
