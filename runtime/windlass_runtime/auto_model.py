@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from windlass_runtime import errors, launch
-from windlass_runtime.backends.sampling import SamplingParams
+from windlass_runtime.backends.sampling_params import SamplingParams
 from windlass_runtime.generation import Event, GenerationRequest
 from windlass_runtime.loop import Engine, EngineLimits
 from windlass_runtime.metrics import RuntimeMetrics
@@ -28,7 +28,7 @@ class AutoModel:
         self.tokenizer = loaded.tokenizer
         self._info = loaded.backend.info
         limits = EngineLimits(config.max_running_requests, _UNBOUNDED_QUEUE, config.step_tokens)
-        self._engine = Engine(loaded.backend, loaded.tokenizer, limits, RuntimeMetrics("local"))
+        self._engine = Engine(loaded.backend, loaded.tokenizer, limits, RuntimeMetrics("local"), sampler=loaded.sampler)
         self._engine.start()
         # A thread that the interpreter's end catches inside torch aborts the process, so the engine stops before that.
         self._close = weakref.finalize(self, self._engine.close)
@@ -123,8 +123,7 @@ class AutoModel:
     def _pad_token(self, chosen: int | None) -> int:
         if chosen is not None:
             return chosen
-        name = self.tokenizer.special_tokens.get("pad_token") if self.tokenizer else None
-        found = self.tokenizer.token_id(name) if self.tokenizer and name else None
+        found = self.tokenizer.pad_token_id if self.tokenizer else None
         if found is not None:
             return found
         return self._info.eos_token_ids[0] if self._info.eos_token_ids else 0

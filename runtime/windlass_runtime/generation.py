@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from windlass_runtime import errors
-from windlass_runtime.backends.sampling import SampledToken, SamplingParams, TokenSampler
+from windlass_runtime.backends.sampling_params import SampledToken, SamplingParams
 from windlass_runtime.scheduling.sequence import FinishReason
 from windlass_runtime.scheduling.stop_strings import StopStrings
-from windlass_runtime.tokenizer import IncrementalDecoder
+from windlass_runtime.text import IncrementalDecoder
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,10 +49,8 @@ Event = Piece | errors.RuntimeFault
 class Choice:
     """One continuation while it runs: sampler state, text decoding, stop strings."""
 
-    def __init__(
-        self, index: int, sampler: TokenSampler, decoder: IncrementalDecoder | None, stop: tuple[str, ...]
-    ) -> None:
-        """Without a decoder there is no text, and tokens are passed on at once."""
+    def __init__(self, index: int, sampler: Any, decoder: IncrementalDecoder | None, stop: tuple[str, ...]) -> None:
+        """Without a decoder there is no text, and tokens are passed on at once. `sampler` is a Sampler's state."""
         self.index = index
         self.sampler = sampler
         self.last_token_s: float | None = None

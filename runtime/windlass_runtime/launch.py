@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from windlass_contract.launch_spec import LaunchSpec
-from windlass_runtime.backends.base import Backend
-from windlass_runtime.tokenizer import Tokenizer
+from windlass_runtime.backends.base import Backend, Sampler
+from windlass_runtime.text import TextCodec
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -16,8 +16,10 @@ class LoadedModel:
     """What an engine needs."""
 
     backend: Backend
-    tokenizer: Tokenizer | None
+    tokenizer: TextCodec | None
     """None for a checkpoint without `tokenizer.json`; such a model takes and gives token ids only."""
+    sampler: Sampler | None = None
+    """None for backends whose logits are torch tensors."""
 
 
 ModelLoader = Callable[[LaunchSpec], LoadedModel]
@@ -44,6 +46,8 @@ def load_model(spec: LaunchSpec) -> LoadedModel:
     return LoadedModel(backend, tokenizer)
 
 
-def load_tokenizer(folder: Path) -> Tokenizer | None:
+def load_tokenizer(folder: Path) -> TextCodec | None:
     """The folder's tokenizer; None when it has none."""
+    from windlass_runtime.tokenizer import Tokenizer
+
     return Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None

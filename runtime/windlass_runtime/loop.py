@@ -15,15 +15,15 @@ import time
 from collections.abc import Callable
 
 from windlass_runtime import errors
-from windlass_runtime.backends import sampling
-from windlass_runtime.backends.base import Backend, Batch, Row
+from windlass_runtime.backends.base import Backend, Batch, Row, Sampler
+from windlass_runtime.backends.sampling_params import SampledToken
 from windlass_runtime.generation import Choice, Event, GenerationRequest
 from windlass_runtime.kv.pages import PagePool
 from windlass_runtime.metrics import RuntimeMetrics
 from windlass_runtime.scheduling.admission import Admission
 from windlass_runtime.scheduling.scheduler import Limits, PlannedRow, Scheduler, StepPlan
 from windlass_runtime.scheduling.sequence import FinishReason, Sequence
-from windlass_runtime.tokenizer import Tokenizer
+from windlass_runtime.text import TextCodec
 
 logger = logging.getLogger(__name__)
 
@@ -90,16 +90,21 @@ class Engine:
     def __init__(
         self,
         backend: Backend,
-        tokenizer: Tokenizer | None,
+        tokenizer: TextCodec | None,
         limits: EngineLimits,
         metrics: RuntimeMetrics,
         *,
+        sampler: Sampler | None = None,
         clock: Callable[[], float] = time.monotonic,
         fresh_seed: Callable[[], int] = lambda: secrets.randbits(63),
     ) -> None:
-        """Without a tokenizer there is no text: stop strings are refused and pieces carry token ids alone."""
+        """Without a tokenizer there is no text: stop strings are refused and pieces carry token ids alone.
+
+        Without a sampler, the backend's logits are torch tensors.
+        """
         info = backend.info
         self._backend = backend
+        self._sampler = sampler or _torch_sampler()
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._clock = clock
@@ -232,7 +237,7 @@ class Engine:
             if params.seed is not None and index:
                 params = dataclasses.replace(params, seed=(params.seed + index) % 2**63)
             decoder = self._tokenizer.decoder(request.prompt) if self._tokenizer else None
-            sampler = sampling.TokenSampler(params, request.prompt, self._fresh_seed())
+            sampler = self._sampler.begin(params, request.prompt, self._fresh_seed())
             choices[f"{request.request_id}#{index}"] = Choice(index, sampler, decoder, request.stop)
         return choices
 
@@ -305,7 +310,7 @@ class Engine:
         samplers = [self._owners[row.sequence_id].choices[row.sequence_id].sampler for row in sampled_rows]
         try:
             logits = self._backend.step(_to_batch(plan))
-            tokens = sampling.sample(logits, samplers) if sampled_rows else []
+            tokens = self._sampler.sample(logits, samplers) if sampled_rows else []
         except Exception as exc:  # whatever a device raises concerns this batch alone, until it repeats
             self._fail_step(plan, exc)
             return
@@ -313,8 +318,8 @@ class Engine:
         self._hand_out(plan, sampled_rows, tokens)
         self._note_step(plan, self._clock() - started_s)
 
-    def _hand_out(self, plan: StepPlan, rows: list[PlannedRow], tokens: list[sampling.SampledToken | None]) -> None:
-        chosen: dict[str, sampling.SampledToken] = {}
+    def _hand_out(self, plan: StepPlan, rows: list[PlannedRow], tokens: list[SampledToken | None]) -> None:
+        chosen: dict[str, SampledToken] = {}
         for row, token in zip(rows, tokens, strict=True):
             if token is not None:
                 chosen[row.sequence_id] = token
@@ -332,7 +337,7 @@ class Engine:
         self,
         running: _Running,
         sequence_id: str,
-        token: sampling.SampledToken,
+        token: SampledToken,
         reason: FinishReason | None,
         now_s: float,
     ) -> None:
@@ -422,6 +427,13 @@ class Engine:
             pages_free=self._scheduler.free_pages,
             pages_total=self._backend.info.page_count,
         )
+
+
+def _torch_sampler() -> Sampler:
+    # Here, because a process whose backend knows no tensors need not spend the time and memory on torch.
+    from windlass_runtime.backends.sampling import TorchSampler
+
+    return TorchSampler()
 
 
 def _to_batch(plan: StepPlan) -> Batch:

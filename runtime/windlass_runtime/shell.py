@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from windlass_contract.launch_spec import LaunchSpec
 from windlass_runtime import errors, launch
-from windlass_runtime.backends.sampling import SamplingParams
+from windlass_runtime.backends.sampling_params import SamplingParams
 from windlass_runtime.generation import Event, GenerationRequest
 from windlass_runtime.loop import Engine, EngineLimits
 from windlass_runtime.metrics import RuntimeMetrics
-from windlass_runtime.tokenizer import Tokenizer
+from windlass_runtime.text import TextCodec
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,9 +56,8 @@ def generate(
     loaded = load(spec)
     if loaded.tokenizer is None:
         raise errors.CheckpointError(f"model {spec.model_uri}: expected a tokenizer.json, found nothing")
-    engine = Engine(
-        loaded.backend, loaded.tokenizer, EngineLimits(1, 0, spec.step_tokens), RuntimeMetrics(spec.served_name)
-    )
+    limits = EngineLimits(1, 0, spec.step_tokens)
+    engine = Engine(loaded.backend, loaded.tokenizer, limits, RuntimeMetrics(spec.served_name), sampler=loaded.sampler)
     engine.start()
     try:
         on_loaded()
@@ -68,7 +67,7 @@ def generate(
 
 
 def _run(
-    engine: Engine, tokenizer: Tokenizer, request: ShellRequest, show: Callable[[str], None], *, load_s: float
+    engine: Engine, tokenizer: TextCodec, request: ShellRequest, show: Callable[[str], None], *, load_s: float
 ) -> ShellResult:
     if request.chat:
         text = tokenizer.render_chat([{"role": "user", "content": request.prompt}])

@@ -17,15 +17,11 @@ import tokenizers
 
 from windlass_runtime import errors
 from windlass_runtime.chat_template import ChatTemplate
+from windlass_runtime.text import IncrementalDecoder
 
 _SPECIAL_TOKEN_NAMES: Final = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
 )  # fmt: skip
-_REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
-_CONTEXT_TOKENS: Final = 6
-"""Prompt tokens a decoder starts from, so that it knows whether the first word needs its space."""
-_MOST_HELD_TOKENS: Final = 32
-"""Bytes that are still no character after this many tokens are not going to become one."""
 _BYTE_TOKEN: Final = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -71,6 +67,12 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         """Token ids known, added tokens included."""
         return int(self._core.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The token that fills up rows of unequal length; None when the tokenizer names none."""
+        name = self.special_tokens.get("pad_token")
+        return None if name is None else self.token_id(name)
 
     @property
     def has_chat_template(self) -> bool:
@@ -122,38 +124,6 @@ class Tokenizer:
     def decoder(self, prompt: Sequence[int] = ()) -> IncrementalDecoder:
         """A decoder for what follows `prompt`."""
         return IncrementalDecoder(self, prompt)
-
-
-class IncrementalDecoder:
-    """Text of a growing sequence, in pieces that join up to the whole and never split a character.
-
-    A token is decoded together with the few before it, because decoders treat the start of a text specially. A piece
-    is held back while its last bytes are an unfinished character.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._window = list(prompt[-_CONTEXT_TOKENS:])
-        self._shown = len(self._window)
-        """Leading tokens of the window whose text was given out."""
-
-    def feed(self, token_id: int) -> str:
-        """Text that this token completes; empty while a character is unfinished."""
-        self._window.append(token_id)
-        return self._take(final=len(self._window) - self._shown > _MOST_HELD_TOKENS)
-
-    def flush(self) -> str:
-        """The rest at the end of the sequence; an unfinished character comes out as U+FFFD."""
-        return self._take(final=True)
-
-    def _take(self, *, final: bool) -> str:
-        before = self._tokenizer.decode(self._window[: self._shown])
-        text = self._tokenizer.decode(self._window)
-        if len(text) <= len(before) or (text.endswith(_REPLACEMENT) and not final):
-            return ""
-        self._window = self._window[self._shown :] if self._shown < len(self._window) else self._window
-        self._shown = len(self._window)
-        return text[len(before) :]
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -5,11 +5,11 @@ The scheduler side needs no tensor library; the backend side needs no notion of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    import torch
+from windlass_runtime.backends.sampling_params import SampledToken, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,12 @@ class Backend(Protocol):
     @property
     def info(self) -> BackendInfo: ...
 
-    def step(self, batch: Batch) -> torch.Tensor:
+    def step(self, batch: Batch) -> Any:
         """Compute one step.
 
-        returns [N, V] float32, one row for each Row with wants_logits, in batch order; V vocabulary size. On the
-                backend's device, newly allocated, valid until the caller drops it.
+        returns [N, V] float32, one row for each Row with wants_logits, in batch order; V vocabulary size. A torch
+                tensor on the backend's device, newly allocated, valid until the caller drops it. A backend that comes
+                with its own Sampler returns what that one reads.
         Mutates the pages named by the batch, and only positions start .. start + len(token_ids) - 1 of each row.
         Raises RuntimeFault for faults of the device; the pages of the batch are then undefined.
         """
@@ -67,4 +68,19 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free device memory; idempotent."""
+        ...
+
+
+class Sampler(Protocol):
+    """Chooses tokens from what `Backend.step` returned. Not thread-safe: one thread calls `sample`."""
+
+    def begin(self, params: SamplingParams, prompt: tuple[int, ...], fresh_seed: int) -> Any:
+        """State of one sequence, handed back to `sample`; `fresh_seed` counts when the parameters name no seed.
+
+        Called on the submitting thread.
+        """
+        ...
+
+    def sample(self, logits: Any, states: Sequence[Any]) -> list[SampledToken | None]:
+        """One token per row of `logits`, row i with states[i]; None where nothing usable was computed."""
         ...

@@ -14,7 +14,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from windlass_runtime import errors
-from windlass_runtime.backends.sampling import MAX_LOGIT_BIASES, MAX_TOP_LOGPROBS, SamplingParams
+from windlass_runtime.backends.sampling_params import MAX_LOGIT_BIASES, MAX_TOP_LOGPROBS, SamplingParams
 
 MAX_SEQUENCES: Final = 128
 """Prompts times choices in one request."""

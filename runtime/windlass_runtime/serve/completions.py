@@ -14,7 +14,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from windlass_runtime import errors
-from windlass_runtime.backends.sampling import SamplingParams
+from windlass_runtime.backends.sampling_params import SamplingParams
 from windlass_runtime.generation import GenerationRequest, Piece
 from windlass_runtime.loop import Engine
 from windlass_runtime.serve import bodies, faults
@@ -22,7 +22,7 @@ from windlass_runtime.serve.keys import REPLICA, USAGE
 from windlass_runtime.serve.replica import Replica
 from windlass_runtime.serve.replies import ChatShape, CompletionShape, Heading, Shape, Usage, join_pieces
 from windlass_runtime.serve.token_stream import TokenStream
-from windlass_runtime.tokenizer import Tokenizer
+from windlass_runtime.text import TextCodec
 
 _LEGACY_MAX_TOKENS: Final = 16
 """Default of /v1/completions in the OpenAI API."""
@@ -58,7 +58,7 @@ async def post_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def _serve(
-    request: web.Request, prepare: Callable[[Replica, Engine, Tokenizer, bytes], Any]
+    request: web.Request, prepare: Callable[[Replica, Engine, TextCodec, bytes], Any]
 ) -> web.StreamResponse:
     replica = request.app[REPLICA]
     data = await request.read()
@@ -77,7 +77,7 @@ async def _serve(
             return await _reply_whole(job, stream)
 
 
-async def _prepare_chat(replica: Replica, _engine: Engine, tokenizer: Tokenizer, data: bytes) -> Job:
+async def _prepare_chat(replica: Replica, _engine: Engine, tokenizer: TextCodec, data: bytes) -> Job:
     body = bodies.parse_body(data, bodies.ChatBody)
     replica.require_model(body.model)
     sampling = body.sampling((body.top_logprobs or 0) if body.logprobs else None)
@@ -89,7 +89,7 @@ async def _prepare_chat(replica: Replica, _engine: Engine, tokenizer: Tokenizer,
     return _build_job(replica, body, [prompt], sampling, limit, shape)
 
 
-async def _prepare_completion(replica: Replica, engine: Engine, tokenizer: Tokenizer, data: bytes) -> Job:
+async def _prepare_completion(replica: Replica, engine: Engine, tokenizer: TextCodec, data: bytes) -> Job:
     body = bodies.parse_body(data, bodies.CompletionBody)
     replica.require_model(body.model)
     sampling = body.sampling(body.logprobs)
@@ -141,7 +141,7 @@ def _build_job(
     )
 
 
-async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> list[int]:
+async def encode(tokenizer: TextCodec, text: str, *, add_special_tokens: bool = True) -> list[int]:
     """Token ids of `text`, without blocking the loop for long."""
     if len(text) <= _QUICK_CHARACTERS:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)

@@ -97,7 +97,7 @@ async def _load_unless_stopped(
         return None
     loaded = loading.result()
     limits = EngineLimits(spec.max_running_requests, spec.max_queued_requests, spec.step_tokens)
-    engine = Engine(loaded.backend, loaded.tokenizer, limits, metrics)
+    engine = Engine(loaded.backend, loaded.tokenizer, limits, metrics, sampler=loaded.sampler)
     engine.start()
     return engine, loaded
 

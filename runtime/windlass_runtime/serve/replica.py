@@ -12,7 +12,7 @@ from windlass_runtime import errors
 from windlass_runtime.loop import Engine
 from windlass_runtime.metrics import RuntimeMetrics
 from windlass_runtime.serve.faults import UnknownModel
-from windlass_runtime.tokenizer import Tokenizer
+from windlass_runtime.text import TextCodec
 
 
 class Phase(enum.StrEnum):
@@ -37,7 +37,7 @@ class Replica:
         """Set while nothing is in flight."""
         self.quiet.set()
         self._engine: Engine | None = None
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer: TextCodec | None = None
         self._draining = False
 
     @property
@@ -53,7 +53,7 @@ class Replica:
         """None while loading."""
         return self._engine
 
-    def become_ready(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
+    def become_ready(self, engine: Engine, tokenizer: TextCodec | None) -> None:
         self._engine, self._tokenizer = engine, tokenizer
 
     def begin_drain(self) -> None:
@@ -70,7 +70,7 @@ class Replica:
             raise errors.NotServing("the model is still loading")
         return self._engine
 
-    def require_tokenizer(self) -> Tokenizer:
+    def require_tokenizer(self) -> TextCodec:
         """Raises NotServing while loading, RequestError for a model without one."""
         self.require_engine()
         if self._tokenizer is None:

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from windlass_runtime.backends.sampling import SampledToken
+from windlass_runtime.backends.sampling_params import SampledToken
 from windlass_runtime.generation import Piece
-from windlass_runtime.tokenizer import Tokenizer
+from windlass_runtime.text import TextCodec
 
 
 @dataclasses.dataclass(slots=True)
@@ -52,7 +52,7 @@ class ChatShape:
     chunk_kind = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
-    def __init__(self, tokenizer: Tokenizer, wants_logprobs: bool) -> None:
+    def __init__(self, tokenizer: TextCodec, wants_logprobs: bool) -> None:
         self._tokenizer = tokenizer
         self._wants_logprobs = wants_logprobs
 
@@ -98,7 +98,7 @@ class CompletionShape:
     chunk_kind = "text_completion"
     id_prefix = "cmpl-"
 
-    def __init__(self, tokenizer: Tokenizer, wants_logprobs: bool) -> None:
+    def __init__(self, tokenizer: TextCodec, wants_logprobs: bool) -> None:
         self._tokenizer = tokenizer
         self._wants_logprobs = wants_logprobs
         self._offsets: dict[int, int] = {}
