@@ -59,7 +59,7 @@ def find_missed(
     """Compare a list with the cache. `known_before`: what the cache held before the list was asked for, as uids."""
     stale, seen = [], set()
     for metadata in listed:
-        ref = Ref(kind, metadata.get("namespace", ""), metadata["name"])
+        ref = _ref(kind, metadata)
         seen.add(ref)
         cached = cache.get(ref)
         if cached is None:
@@ -242,12 +242,21 @@ class WatchAudit:
     async def _missed_after_grace(
         self, kind: ApiKind, listed: Sequence[Mapping[str, Any]], before: Mapping[Ref, str], grace_s: float
     ) -> Missed:
+        """Return what is still missing once nothing of it has arrived for the grace: a slow watch is not a dead one, and
+        listing all of it once more would make it slower.
+        """
         deadline = self._clock() + grace_s
-        while True:
-            missed = find_missed(kind.kind, listed, before, self._cluster.cache)
-            if not missed or self._clock() >= deadline:
-                return missed
+        missed = find_missed(kind.kind, listed, before, self._cluster.cache)
+        while missed and self._clock() < deadline:
             await asyncio.sleep(self._times.poll_s)
+            stale = frozenset(missed.stale)
+            listed = [metadata for metadata in listed if _ref(kind.kind, metadata) in stale]
+            before = {ref: before[ref] for ref in missed.gone}
+            still_missed = find_missed(kind.kind, listed, before, self._cluster.cache)
+            if still_missed != missed:
+                deadline = self._clock() + grace_s
+            missed = still_missed
+        return missed
 
     async def _repair(self, ref: Ref) -> bool:
         """Read one object anew; return whether the cache was really wrong (a list from a server's cache may lag)."""
@@ -262,6 +271,10 @@ class WatchAudit:
         if key is not None:
             self._on_change(key)
         return wrong
+
+
+def _ref(kind: str, metadata: Mapping[str, Any]) -> Ref:
+    return Ref(kind, metadata.get("namespace", ""), metadata["name"])
 
 
 def _scope(kind: ApiKind, namespace: str) -> str:

@@ -30,6 +30,7 @@ APPLY: Final = "application/apply-patch+yaml"  # JSON is YAML
 MERGE: Final = "application/merge-patch+json"
 METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 PAGE_SIZE: Final = 500
+LISTED: Final = ("name", "namespace", "uid", "resourceVersion")
 MAX_RETRY_AFTER_S: Final = 120.0
 
 
@@ -100,14 +101,18 @@ class KubernetesClient:
             return None
 
     async def list_metadata(self, kind: ApiKind, namespace: str, selector: str) -> list[Json]:
-        """Return the metadata of all objects of a kind, read from the server's cache in pages."""
+        """Return name, namespace, uid and version of all objects of a kind, read from the server's cache in pages."""
         params = {"limit": str(PAGE_SIZE), "resourceVersion": "0"}
         if selector:
             params["labelSelector"] = selector
         found: list[Json] = []
         while True:
             page = await self.request("GET", kind.path(namespace), params=params, accept=METADATA_ONLY)
-            found += [item["metadata"] for item in page.get("items") or ()]
+            # Field managers and annotations are most of what metadata weighs, and nobody asks for them.
+            found += [
+                {key: item["metadata"][key] for key in LISTED if key in item["metadata"]}
+                for item in page.get("items") or ()
+            ]
             token = page.get("metadata", {}).get("continue")
             if not token:
                 return found

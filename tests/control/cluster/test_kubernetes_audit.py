@@ -206,3 +206,18 @@ async def test_one_dead_watch_does_not_hold_up_the_audit_of_the_others(world):
 
     assert loop.time() - started < 0.9
     assert len(world.woken) == 2
+
+
+async def test_a_slow_first_listing_is_waited_for_and_not_asked_for_again(world):
+    """Thousands of objects take longer than the grace; every list in between would make it longer still."""
+    stored = [world.client.put(build_service(f"chat-{number}")) for number in range(6)]
+    world.audit._times = AuditTimes(grace_s=0.3, poll_s=0.01)
+    world.audit._clock = asyncio.get_running_loop().time
+
+    filling = asyncio.create_task(world.audit._fill_one(SERVICES, ""))
+    for manifest in stored:
+        await asyncio.sleep(0.1)
+        world.watch_brings(manifest)
+    await asyncio.wait_for(filling, 5.0)
+
+    assert world.client.requests.count("list InferenceService/*") == 1
