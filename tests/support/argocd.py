@@ -1,16 +1,34 @@
-"""Argo CD for tests: its health scripts and actions in a Lua as bare as the one it gives them."""
+"""Argo CD for tests: its scripts in a Lua as bare as the one it gives them, and its controller on a control plane."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lupa import lua51
 
-CUSTOMIZATIONS = (
-    Path(__file__).resolve().parents[2] / "examples" / "argocd" / "resource_customizations" / "windlass.dev"
-)
+from support.control_plane import free_ports
+from support.kube_client import KubeClient
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / "tests" / "e2e" / "tools" / "argocd"
+EXAMPLES = ROOT / "examples" / "argocd"
+CUSTOMIZATIONS = EXAMPLES / "resource_customizations"
+"""Scripts by API group and kind, laid out as Argo CD lays out its own."""
+PLACEHOLDER = "https://git.example.com/REPLACE-ME/fleet.git"
+NAMESPACE = "argocd"
+RESYNC_S = 5
+"""Seconds between two comparisons of an Application with Git; minutes in production."""
+START_TIMEOUT_S = 30.0
 FORBIDDEN_LIBRARIES = ("string", "math", "io", "os", "debug", "coroutine", "package", "require", "python")
 
 
@@ -49,3 +67,157 @@ def _from_lua(value: Any) -> Any:
     if keys and keys == list(range(1, len(keys) + 1)):
         return [_from_lua(value[key]) for key in keys]
     return {key: _from_lua(value[key]) for key in keys}
+
+
+@dataclass
+class ArgoCD:
+    """Argo CD's application controller and repo server on loopback, with a Redis, against one control plane.
+
+    What is missing is its API server: tests read and write Applications as objects.
+    """
+
+    folder: Path
+    binaries: Binaries
+    kubeconfig: Path
+    ports: tuple[int, ...] = field(default_factory=lambda: free_ports(4))
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def install(self, kube: KubeClient) -> None:
+        """What Argo CD's own manifests bring: kinds, namespace and settings, those of our how-to too."""
+        for path in sorted((self.binaries.argocd.parent / "crds").glob("*.yaml")):
+            kube.apply(yaml.safe_load(path.read_text()))
+        kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+        metadata = {"namespace": NAMESPACE, "labels": {"app.kubernetes.io/part-of": "argocd"}}
+        kube.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {**metadata, "name": "argocd-secret"}})
+        kube.apply(yaml.safe_load((EXAMPLES / "install" / "argocd-cm.yaml").read_text()))
+
+    def start(self) -> None:
+        """Start the processes; returns when Redis and the repo server answer."""
+        redis, repo_server, *metrics = (str(port) for port in self.ports)
+        cache = ["--redis", f"127.0.0.1:{redis}"]
+        listen = ["--disable-tls", "--address", "127.0.0.1", "--port", repo_server]
+        repo_metrics = ["--metrics-address", "127.0.0.1", "--metrics-port", metrics[0]]
+        repository = ["--repo-server", f"127.0.0.1:{repo_server}", "--repo-server-plaintext"]
+        access = ["--kubeconfig", str(self.kubeconfig), "--namespace", NAMESPACE]
+        pace = ["--app-resync", str(RESYNC_S), "--app-resync-jitter", "0"]
+        told = ["--persist-resource-health", "--metrics-port", metrics[1]]
+        self._start("redis", [self.binaries.redis, "--port", redis, "--bind", "127.0.0.1", "--save", ""])
+        server = [self.binaries.argocd, "argocd-repo-server", "--revision-cache-expiration", f"{RESYNC_S}s"]
+        self._start("repo-server", [*server, *cache, *listen, *repo_metrics])
+        for port in self.ports[:2]:
+            _wait_for_port(port)
+        controller = [self.binaries.argocd, "argocd-application-controller"]
+        self._start("controller", [*controller, *cache, *repository, *access, *pace, *told])
+
+    def stop(self) -> None:
+        """Stop what was started, newest first, each by its own process."""
+        for process in reversed(list(self.processes.values())):
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(10)
+        self.processes.clear()
+
+    def log(self, name: str) -> str:
+        """The end of one log."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")[-4000:]
+
+    def _start(self, name: str, command: Sequence[str | Path]) -> None:
+        environment = {
+            "HOME": str(self.folder),
+            "PATH": os.pathsep.join([str(self.binaries.helm.parent), os.environ["PATH"]]),
+            "TMPDIR": str(self.folder),
+            "KUBECONFIG": str(self.kubeconfig),
+            "ARGOCD_FAKE_IN_CLUSTER": "true",  # https://kubernetes.default.svc is what KUBECONFIG names
+            "ARGOCD_GPG_ENABLED": "false",
+            "ARGOCD_ASK_PASS_SOCK": str(self.folder / "ask-pass.sock"),
+        }
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, env=environment)
+
+
+@dataclass(frozen=True, slots=True)
+class Binaries:
+    """What Argo CD consists of here."""
+
+    argocd: Path
+    redis: Path
+    helm: Path
+
+
+def find_binaries(helm: Path) -> Binaries | str:
+    """The binaries, built where Go is present, or what is missing."""
+    redis = shutil.which("redis-server")
+    if redis is None:
+        return "redis-server (Debian's package of that name)"
+    if shutil.which("git") is None:
+        return "git"
+    if shutil.which("go") is None:
+        return "argocd (no Go toolchain to build it with)"
+    built = subprocess.run([TOOL / "build.sh"], stdout=subprocess.PIPE, text=True, check=True)
+    return Binaries(Path(built.stdout.strip()) / "argocd", Path(redis), helm)
+
+
+@contextlib.contextmanager
+def running_argocd(folder: Path, binaries: Binaries, kubeconfig: Path, kube: KubeClient) -> Iterator[ArgoCD]:
+    """An installed and started Argo CD whose processes are gone when the block ends."""
+    argocd = ArgoCD(folder, binaries, kubeconfig)
+    argocd.install(kube)
+    try:
+        argocd.start()
+        yield argocd
+    finally:
+        argocd.stop()
+
+
+class GitRepository:
+    """A local repository with what the examples' Applications read: charts and samples, under its own address."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = f"file://{folder}"
+        for part in ("helm", "examples/argocd", "examples/fleet"):
+            shutil.copytree(ROOT / part, folder / part)
+        for path in (folder / "examples" / "argocd").rglob("*.yaml"):
+            path.write_text(path.read_text().replace(PLACEHOLDER, self.url))
+        self._git("init", "--quiet", "--initial-branch", "main")
+        self.commit("First state")
+
+    @property
+    def revision(self) -> str:
+        """Newest commit of the branch."""
+        return self._git("rev-parse", "HEAD").strip()
+
+    def read(self, path: str) -> str:
+        """A file of the work tree."""
+        return (self.folder / path).read_text()
+
+    def write(self, path: str, text: str, subject: str) -> None:
+        """Change one file and commit."""
+        (self.folder / path).write_text(text)
+        self.commit(subject)
+
+    def commit(self, subject: str) -> None:
+        """Commit the work tree; returns when the branch has it."""
+        self._git("add", "--all")
+        self._git("commit", "--quiet", "--message", subject)
+
+    def _git(self, *arguments: str) -> str:
+        who = {"NAME": "Fleet", "EMAIL": "fleet@example.com"}
+        identity = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "GIT_CONFIG_NOSYSTEM": "1", **identity}
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=self.folder, env=environment, check=True, capture_output=True, text=True)
+        return done.stdout
+
+
+def _wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nothing listens on port {port} after {START_TIMEOUT_S:.0f} s")
+        time.sleep(0.1)

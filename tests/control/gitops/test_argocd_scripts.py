@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from support.argocd import CUSTOMIZATIONS, read_fixture, run_script
+from support.argocd import CUSTOMIZATIONS, EXAMPLES, read_fixture, run_script
 from support.builders import build_gpu_class, build_node, build_service, build_snapshot, build_tenant, build_workload
 from windlass_operator import domain
 from windlass_operator.api.meta import API_VERSION
@@ -27,8 +27,7 @@ from windlass_operator.domain.status import (
     status_document,
 )
 
-ROOT = Path(__file__).resolve().parents[3]
-SNIPPET = ROOT / "examples" / "argocd" / "install" / "argocd-cm.yaml"
+OURS = CUSTOMIZATIONS / "windlass.dev"
 SETTINGS = FleetSettings()
 NOW = "2026-03-01T10:00:00Z"
 SCALED = {"scaling": {"minReplicas": 2, "maxReplicas": 8}}
@@ -189,7 +188,7 @@ REASONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 
 
 def health_of(manifest: dict[str, Any]) -> dict[str, str]:
-    health: dict[str, str] = run_script(CUSTOMIZATIONS / manifest["kind"] / "health.lua", manifest)
+    health: dict[str, str] = run_script(OURS / manifest["kind"] / "health.lua", manifest)
     return health
 
 
@@ -209,7 +208,7 @@ def ready_of(manifest: dict[str, Any]) -> dict[str, str]:
 def health_tests() -> list[Any]:
     """What the health_test.yaml files list, as Argo CD's own test reads them."""
     listed = []
-    for path in sorted(CUSTOMIZATIONS.glob("*/health_test.yaml")):
+    for path in sorted(CUSTOMIZATIONS.glob("*/*/health_test.yaml")):
         for test in yaml.safe_load(path.read_text())["tests"]:
             name = f"{path.parent.name}/{Path(test['inputPath']).stem}"
             listed.append(pytest.param(path.parent / test["inputPath"], test["healthStatus"], id=name))
@@ -234,22 +233,23 @@ def reasons_in_the_domain() -> set[str]:
 
 @pytest.mark.parametrize(("path", "expected"), health_tests())
 def test_each_fixture_has_the_health_its_list_promises(path: Path, expected: dict[str, str]) -> None:
-    assert health_of(read_fixture(path)) == expected
+    assert run_script(path.parents[1] / "health.lua", read_fixture(path)) == expected
 
 
 @pytest.mark.parametrize("name", FIXTURES)
 def test_each_fixture_is_what_windlass_would_write(name: str) -> None:
     kind, state = name.split("/")
 
-    assert outline(read_fixture(CUSTOMIZATIONS / kind / "testdata" / f"{state}.yaml")) == outline(FIXTURES[name])
+    assert outline(read_fixture(OURS / kind / "testdata" / f"{state}.yaml")) == outline(FIXTURES[name])
 
 
 def test_every_fixture_is_listed_and_has_a_source() -> None:
-    files = set(CUSTOMIZATIONS.glob("*/testdata/*.yaml"))
+    files = set(CUSTOMIZATIONS.glob("*/*/testdata/*.yaml"))
     listed = {parameters.values[0] for parameters in health_tests()}
+    ours = {f"{path.parents[1].name}/{path.stem}" for path in files if path.is_relative_to(OURS)}
 
     assert files == listed
-    assert {f"{path.parents[1].name}/{path.stem}" for path in files} == set(FIXTURES)
+    assert ours == set(FIXTURES)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_a_status_that_says_nothing_yet_is_progressing(kind: str, status: dict[s
 
 
 def test_actions_are_offered_where_they_change_something() -> None:
-    folder = CUSTOMIZATIONS / "InferenceService" / "actions"
+    folder = OURS / "InferenceService" / "actions"
     for test in yaml.safe_load((folder / "action_test.yaml").read_text())["discoveryTests"]:
         offered = run_script(folder / "discovery.lua", read_fixture(folder / test["inputPath"]))
 
@@ -307,8 +307,26 @@ def test_actions_are_offered_where_they_change_something() -> None:
 
 
 def test_actions_change_the_one_field_they_name() -> None:
-    folder = CUSTOMIZATIONS / "InferenceService" / "actions"
+    folder = OURS / "InferenceService" / "actions"
     for test in yaml.safe_load((folder / "action_test.yaml").read_text())["actionTests"]:
         changed = run_script(folder / test["action"] / "action.lua", read_fixture(folder / test["inputPath"]))
 
         assert changed == read_fixture(folder / test["expectedOutputPath"])
+
+
+def test_the_install_snippet_holds_the_scripts_word_for_word() -> None:
+    expected: dict[str, Any] = {}
+    for path in CUSTOMIZATIONS.glob("*/*/health.lua"):
+        expected[f"resource.customizations.health.{path.parents[1].name}_{path.parent.name}"] = path.read_text()
+    for path in CUSTOMIZATIONS.glob("*/*/actions/discovery.lua"):
+        definitions = [
+            {"name": action.parent.name, "action.lua": action.read_text()}
+            for action in sorted(path.parent.glob("*/action.lua"))
+        ]
+        name = f"resource.customizations.actions.{path.parents[2].name}_{path.parents[1].name}"
+        expected[name] = {"discovery.lua": path.read_text(), "definitions": definitions}
+
+    data = yaml.safe_load((EXAMPLES / "install" / "argocd-cm.yaml").read_text())["data"]
+
+    found = {key: yaml.safe_load(text) if ".actions." in key else text for key, text in data.items()}
+    assert found == expected
