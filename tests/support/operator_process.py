@@ -51,7 +51,8 @@ class OperatorProcess:
     def launch(self, environment: Mapping[str, str] | None = None) -> None:
         """Start without waiting; `environment` holds for this start only."""
         flags = ["--kubeconfig", str(self._kubeconfig), "--probe-port", str(self.probe_port)]
-        variables = {**os.environ, **self._environment, **(environment or {})}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("WINDLASS_")}
+        variables = {**inherited, **self._environment, **(environment or {})}
         with self.log.open("ab") as log:
             command = [*self._command, "operator", "run", *flags]
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=variables)
