@@ -1,4 +1,4 @@
-"""The `windlass-runtime` command: serve a model, or generate from the shell.
+"""The `windlass-runtime` command: serve a model, simulate one, or generate from the shell.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. Heavy imports wait until a command needs them.
 """
@@ -12,9 +12,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -42,6 +42,54 @@ def _launch_options(command: Any) -> Any:
         click.option("--max-running-requests", type=click.IntRange(min=1)),
         click.option("--step-tokens", type=click.IntRange(min=1), help="Token budget of one engine step."),
     ]
+    return _add(options, command)
+
+
+def _server_options(command: Any) -> Any:
+    """Options of whatever listens; fields of LaunchSpec too."""
+    options = [
+        click.option("--host"),
+        click.option("--port", type=click.IntRange(0, 65535), help="0 picks a free one."),
+        click.option("--max-queued-requests", type=click.IntRange(min=0)),
+        click.option("--drain-timeout-s", type=click.FloatRange(min=0)),
+        click.option("--tenant", help="Label of this replica's metrics."),
+    ]
+    return _add(options, command)
+
+
+_PROFILE_OPTIONS: Final[Mapping[str, tuple[type, str]]] = {
+    "load_s": (float, "Seconds until ready."),
+    "prefill_tokens_per_s": (float, "Prompt tokens computed per second."),
+    "step_s": (float, "Seconds of a step, whatever is in it."),
+    "per_sequence_s": (float, "Seconds that each decoding sequence adds to a step."),
+    "kv_pages": (int, "Pages of the key/value pool."),
+    "page_tokens": (int, "Positions per page."),
+    "answer": (str, "words or clock: what is said."),
+    "answer_tokens": (int, "Length at which an answer ends by itself."),
+    "answer_spread": (float, "Share by which that length varies."),
+    "jitter": (float, "Share by which the time of a step varies."),
+    "failure_share": (float, "Share of sequences that fail at their first token."),
+    "crash_after_requests": (int, "Die when this many sequences have begun."),
+    "crash_after_s": (float, "Die this many seconds after ready."),
+    "seed": (int, "Seed of lengths, failures and jitter."),
+}
+"""Fields of a profile that have an option; left out, the profile's value counts. Ranges are checked by the profile."""
+
+
+def _profile_options(command: Any) -> Any:
+    options = [
+        click.option("--" + name.replace("_", "-"), type=kind, help=text)
+        for name, (kind, text) in _PROFILE_OPTIONS.items()
+    ]
+    return _add(options, command)
+
+
+def _log_level_option(command: Any) -> Any:
+    levels = click.Choice(["debug", "info", "warning", "error"])
+    return click.option("--log-level", default="info", type=levels, show_default=True)(command)
+
+
+def _add(options: Sequence[Callable[[Any], Any]], command: Any) -> Any:
     for option in reversed(options):
         command = option(command)
     return command
@@ -51,24 +99,16 @@ def _launch_options(command: Any) -> Any:
 @click.argument("model", required=False)
 @click.option("--launch-spec", "launch_file", type=click.Path(path_type=Path), help="Read everything from this file.")
 @click.option("--served-name", help="The `model` value of requests; default: the last part of MODEL.")
-@click.option("--host")
-@click.option("--port", type=click.IntRange(0, 65535), help="0 picks a free one.")
-@click.option("--max-queued-requests", type=click.IntRange(min=0))
-@click.option("--drain-timeout-s", type=click.FloatRange(min=0))
-@click.option("--tenant", help="Label of this replica's metrics.")
+@_server_options
 @_launch_options
-@click.option(
-    "--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), show_default=True
-)
+@_log_level_option
 def serve(model: str | None, launch_file: Path | None, log_level: str, **options: Any) -> None:
     """Serve MODEL (a folder, file:///folder or hf://organisation/name@revision) to OpenAI clients.
 
     Prints one JSON line per event on stdout: listening (with the url), ready, stopped. Logs go to stderr.
     """
     spec = _read_launch_spec(model, launch_file, options)
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    _log_to_stderr(log_level)
     from windlass_runtime import launch
     from windlass_runtime.serve import process
 
@@ -77,9 +117,56 @@ def serve(model: str | None, launch_file: Path | None, log_level: str, **options
         def report(event: str, fields: dict[str, object]) -> None:
             if event != "listening":
                 finish_progress()
-            click.echo(json.dumps({"event": event, **fields}))
+            _print_event(event, fields)
 
         asyncio.run(process.serve(spec, launch.load_model, report))
+
+
+@command_line.command()
+@click.option(
+    "--profile", default="instant", show_default=True, help="h200-8b, l4-8b, instant, or a YAML or JSON file."
+)
+@click.option("--show-profile", is_flag=True, help="Print the figures as JSON and exit.")
+@click.option("--launch-spec", "launch_file", type=click.Path(path_type=Path), help="As for serve; no model is loaded.")
+@click.option("--served-name", help="The `model` value of requests; default: simulated.")
+@_server_options
+@click.option("--max-sequence-tokens", type=click.IntRange(min=0), help="Prompt plus output; 0: the profile's.")
+@click.option("--max-running-requests", type=click.IntRange(min=1))
+@click.option("--step-tokens", type=click.IntRange(min=1), help="Token budget of one engine step.")
+@_profile_options
+@_log_level_option
+def simulate(profile: str, show_profile: bool, launch_file: Path | None, log_level: str, **options: Any) -> None:
+    """Serve answers without a model: the real server, scheduler and metrics, and a clock instead of an accelerator.
+
+    Prints the same events as serve. docs/howto/simulate.md explains the figures.
+    """
+    from windlass_runtime.simulate import profile as profiles
+
+    changes = {name: value for name in _PROFILE_OPTIONS if (value := options.pop(name)) is not None}
+    if not launch_file:
+        options["served_name"] = options["served_name"] or "simulated"
+    spec = _read_launch_spec(None if launch_file else "simulated", launch_file, options)
+    try:
+        chosen = profiles.build_profile(profiles.find_profile(profile), changes, "options")
+    except profiles.ProfileError as exc:
+        raise click.UsageError(str(exc)) from exc
+    if show_profile:
+        click.echo(chosen.to_json(), nl=False)
+        return
+    _log_to_stderr(log_level)
+    from windlass_runtime.serve import process
+    from windlass_runtime.simulate.load import build_loader
+
+    with _exit_on_fault():
+        asyncio.run(process.serve(spec, build_loader(chosen), _print_event))
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+
+
+def _print_event(event: str, fields: dict[str, object]) -> None:
+    click.echo(json.dumps({"event": event, **fields}))
 
 
 @command_line.command()
