@@ -22,7 +22,7 @@ from support.audit_log import AuditLog
 from support.fake_fleet import CLASSES, H200, FakeNode, add_node
 from support.kube_client import KubeClient, Manifest, eventually
 from support.operator_process import OperatorProcess
-from support.services import API, OWNED, deployment, remove_services, wait_ready
+from support.services import API, OWNED, deployment, pods, remove_services, wait_ready
 
 pytestmark = [pytest.mark.cluster]
 
@@ -287,6 +287,25 @@ def test_a_sync_in_the_middle_of_scaling_keeps_the_replicas(
     assert drift(kube, engine, original) != {}, "the comparison would not see an edit either"
     engine.sync(kube, original)
     wait_ready(kube, "chat", "search-prod", timeout_s=60)
+
+
+def test_a_restart_of_the_deployment_is_not_taken_back(
+    kube: KubeClient, engine: Engine, samples: list[Manifest]
+) -> None:
+    before = {pod["metadata"]["uid"] for pod in pods(kube, "classifier", "research")}
+    note = {"kubectl.kubernetes.io/restartedAt": "2026-01-01T00:00:00Z"}
+    child = deployment(kube, "classifier", "research")
+
+    write_as(kube, "argocd-server", child, {"spec": {"template": {"metadata": {"annotations": note}}}})
+
+    def running() -> set[str]:
+        return {pod["metadata"]["uid"] for pod in pods(kube, "classifier", "research")}
+
+    eventually(running, lambda found: bool(found) and not found & before)
+    wait_ready(kube, "classifier", "research", timeout_s=60)
+    annotations = deployment(kube, "classifier", "research")["spec"]["template"]["metadata"]["annotations"]
+    assert annotations.items() >= note.items()
+    assert all_drift(kube, engine, samples) == []
 
 
 def test_no_mark_of_the_engine_reaches_a_child(kube: KubeClient, engine: Engine, samples: list[Manifest]) -> None:

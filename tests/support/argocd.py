@@ -147,17 +147,23 @@ class Binaries:
     helm: Path
 
 
+def build_argocd() -> Path | None:
+    """The binary, built on the first use; None where there is no Go toolchain to build it with."""
+    if shutil.which("go") is None:
+        return None
+    built = subprocess.run([TOOL / "build.sh"], stdout=subprocess.PIPE, text=True, check=True)
+    return Path(built.stdout.strip()) / "argocd"
+
+
 def find_binaries(helm: Path) -> Binaries | str:
-    """The binaries, built where Go is present, or what is missing."""
+    """The binaries, or what is missing."""
     redis = shutil.which("redis-server")
     if redis is None:
         return "redis-server (Debian's package of that name)"
     if shutil.which("git") is None:
         return "git"
-    if shutil.which("go") is None:
-        return "argocd (no Go toolchain to build it with)"
-    built = subprocess.run([TOOL / "build.sh"], stdout=subprocess.PIPE, text=True, check=True)
-    return Binaries(Path(built.stdout.strip()) / "argocd", Path(redis), helm)
+    argocd = build_argocd()
+    return "a Go toolchain to be built with" if argocd is None else Binaries(argocd, Path(redis), helm)
 
 
 @contextlib.contextmanager

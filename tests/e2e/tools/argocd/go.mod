@@ -8,6 +8,7 @@ require (
 	github.com/spf13/cobra v1.10.1
 	k8s.io/apimachinery v0.34.0
 	k8s.io/klog/v2 v2.130.1
+	sigs.k8s.io/cli-utils v0.37.2
 	sigs.k8s.io/yaml v1.6.0
 )
 

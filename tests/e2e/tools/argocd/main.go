@@ -1,5 +1,6 @@
 // Command argocd is the two parts of Argo CD that a sync needs, its application controller and its repo server, and a
 // runner for health scripts: `argocd health-tests FOLDER` does what Argo CD's own tests do with resource_customizations.
+// `argocd kstatus FILE...` tells what Flux would make of objects.
 // Argo CD's own main package also holds its API server and user interface, which a released module cannot build.
 package main
 
@@ -19,7 +20,7 @@ import (
 func main() {
 	klog.SetLogger(log.NewLogrusLogger(log.NewWithCurrentConfig()))
 	root := &cobra.Command{Use: "argocd", SilenceUsage: true}
-	root.AddCommand(controller.NewCommand(), reposerver.NewCommand(), askpass.NewCommand(), newHealthTests())
+	root.AddCommand(controller.NewCommand(), reposerver.NewCommand(), askpass.NewCommand(), newHealthTests(), newKstatus())
 	if err := root.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
