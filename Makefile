@@ -58,10 +58,11 @@ manifests: $(STAMP) ## write helm/manifests, docs/reference/rbac.md and the tabl
 ENGINE  ?= $(shell for engine in docker podman buildah; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
 VERSION  = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 IMAGES  ?= ghcr.io/windlass
+LABELS   = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 images:          ## build the operator's and the runtime's image with docker, podman or buildah
 	@test -n "$(ENGINE)" || { echo "images: no docker, podman or buildah answers here; start one, or set ENGINE" >&2; exit 1; }
-	$(ENGINE) build --file operator/Dockerfile --build-arg VERSION=$(VERSION) --tag $(IMAGES)/windlass-operator:$(VERSION) $(IMAGE_FLAGS) .
-	$(ENGINE) build --file runtime/Dockerfile --build-arg VERSION=$(VERSION) --tag $(IMAGES)/windlass-runtime:$(VERSION) $(IMAGE_FLAGS) .
+	$(ENGINE) build --file operator/Dockerfile $(LABELS) --tag $(IMAGES)/windlass-operator:$(VERSION) $(IMAGE_FLAGS) .
+	$(ENGINE) build --file runtime/Dockerfile $(LABELS) --tag $(IMAGES)/windlass-runtime:$(VERSION) $(IMAGE_FLAGS) .
 
 model: $(STAMP)  ## train the shipped model anew: about half an hour on 2 cores, needs Go for its corpus
 	$(BIN)/python examples/models/train/corpus.py build/corpus

@@ -31,6 +31,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "models" / "windlass-tiny"
 NOBODY = 65532
+ASSIGNED = 1_000_660_000
+"""An account as clusters with a range of user ids per namespace assign it."""
 SERVICE = """
 apiVersion: windlass.dev/v1alpha1
 kind: InferenceService
@@ -136,6 +138,21 @@ def test_the_operator_image_works_as_an_account_that_may_write_nothing(
     assert "valid: read 1 InferenceService, 1 Tenant; no errors" in runs[1].stdout
     assert runs[3].stdout == "windlass\n"  # kopf asks for the name of an account that no file lists
     assert files_of(operator_image) == before
+
+
+def test_both_images_work_as_an_account_that_a_cluster_assigns(
+    operator_image: Image, runtime_image: Image, tmp: Path
+) -> None:
+    user = ASSIGNED if lesser_account(operator_image) else None
+    keep = "import os, pathlib; file = pathlib.Path(os.environ['HF_HOME'], 'model'); file.touch(); file.unlink()"
+
+    runs = [
+        run_in(operator_image, ["windlass", "--version"], scratch=tmp, user_id=user),
+        run_in(runtime_image, [*runtime_image.entrypoint, "--version"], scratch=tmp, user_id=user),
+        run_in(runtime_image, ["python", "-c", keep], scratch=tmp, user_id=user),
+    ]
+
+    assert [done.returncode for done in runs] == [0, 0, 0], [done.stderr for done in runs]
 
 
 def test_the_operator_image_without_a_cluster_stops_with_the_reason(operator_image: Image, tmp: Path) -> None:
