@@ -78,6 +78,10 @@ KWOK = {
 }
 
 
+POD_NETWORK = "--cidr=10.64.0.0/10"
+"""Of kwok. Its default has 254 addresses; a pod without one is patched again and again, and takes the machine down."""
+
+
 class Bench:
     """One started control plane with the fleet on it, and what every measurement needs."""
 
@@ -122,7 +126,7 @@ async def started_bench(minor: str, count: int) -> AsyncIterator[Bench]:
         folder = Path(name)
         kwok_file = folder / "kwok.yaml"
         kwok_file.write_text(yaml.safe_dump(KWOK))
-        with running_control_plane(folder, minor, {**FAST, "kwok": (f"--config={kwok_file}",)}) as plane:
+        with running_control_plane(folder, minor, {**FAST, "kwok": (f"--config={kwok_file}", POD_NETWORK)}) as plane:
             async with connected(plane.admin) as api:
                 bench = Bench(plane, api, count)
                 await create_all(api, objects.nodes(count))

@@ -242,8 +242,9 @@ class WatchAudit:
     async def _missed_after_grace(
         self, kind: ApiKind, listed: Sequence[Mapping[str, Any]], before: Mapping[Ref, str], grace_s: float
     ) -> Missed:
-        """Return what is still missing once nothing of it has arrived for the grace: a slow watch is not a dead one, and
-        listing all of it once more would make it slower.
+        """Return what is still missing once nothing of it has arrived for the grace.
+
+        A slow watch is not a dead one, and listing everything once more would make it slower.
         """
         deadline = self._clock() + grace_s
         missed = find_missed(kind.kind, listed, before, self._cluster.cache)

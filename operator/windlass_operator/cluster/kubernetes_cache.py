@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from windlass_operator.cluster.kubernetes_kinds import OWNER_UID, WATCHED, Ref, ref_of
+from windlass_operator.cluster.kubernetes_trim import Pool, trim
 from windlass_operator.domain import labels
 
 Json = dict[str, Any]
@@ -50,6 +51,7 @@ class ObjectCache:
         self._objects: dict[str, dict[Ref, Cached]] = {kind.kind: {} for kind in WATCHED}
         self._children: dict[str, set[Ref]] = defaultdict(set)
         self._instances: dict[tuple[str, str, str], set[Ref]] = defaultdict(set)
+        self._pool = Pool()
         self._deleted_uids: dict[str, None] = {}  # newest last; tells a deletion from an object the watch missed
 
     def get(self, ref: Ref) -> Cached | None:
@@ -128,7 +130,7 @@ class ObjectCache:
         known = self.get(ref)
         if known is not None:
             self._unindex(ref, known)
-        cached = Cached(trim(manifest), version, watched_version, replicas_managers(manifest))
+        cached = Cached(self._pool.share(trim(manifest)), version, watched_version, replicas_managers(manifest))
         self._objects[ref.kind][ref] = cached
         owner, instance = owner_uid_of(cached.manifest), instance_of(cached.manifest)
         if owner:
@@ -192,57 +194,3 @@ def replicas_managers(manifest: Mapping[str, Any]) -> frozenset[str]:
 
 def _managed_fields(manifest: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     return manifest["metadata"].get("managedFields") or ()
-
-
-def trim(manifest: Mapping[str, Any]) -> Json:
-    """Return the part of an object that we use. Pods and nodes are many and large; what is dropped here is never
-    read.
-    """
-    kind = manifest["kind"]
-    kept = _TRIMMED.get(kind)
-    trimmed: Json = {
-        key: value
-        for key, value in manifest.items()
-        if kept is None or key in ("apiVersion", "kind", "metadata", *kept)
-    }
-    trimmed["metadata"] = {key: value for key, value in manifest["metadata"].items() if key != "managedFields"}
-    if kind == "ReplicaSet":
-        trimmed["spec"] = {"replicas": manifest.get("spec", {}).get("replicas")}
-    elif kind == "Node":
-        trimmed.update(_trim_node(manifest))
-    elif kind == "Pod":
-        trimmed["spec"] = _trim_pod_spec(manifest.get("spec", {}))
-    return trimmed
-
-
-_TRIMMED: Final[Mapping[str, tuple[str, ...]]] = {"ReplicaSet": ("status",), "Node": (), "Pod": ("status",)}
-
-
-def _trim_node(manifest: Mapping[str, Any]) -> Json:
-    status = manifest.get("status", {})
-    metadata = manifest["metadata"]
-    return {
-        "metadata": {
-            key: metadata[key]
-            for key in ("name", "uid", "resourceVersion", "labels", "deletionTimestamp")
-            if key in metadata
-        },
-        "spec": {"unschedulable": bool(manifest.get("spec", {}).get("unschedulable"))},
-        "status": {
-            # Only extended resources: CPU and memory of a node play no part in a plan.
-            "allocatable": {name: amount for name, amount in (status.get("allocatable") or {}).items() if "/" in name},
-            "conditions": [
-                {"type": "Ready", "status": condition.get("status")}
-                for condition in status.get("conditions") or ()
-                if condition.get("type") == "Ready"
-            ],
-        },
-    }
-
-
-def _trim_pod_spec(spec: Mapping[str, Any]) -> Json:
-    containers = [
-        {"name": container.get("name"), "resources": container.get("resources") or {}}
-        for container in spec.get("containers") or ()
-    ]
-    return {"nodeName": spec.get("nodeName", ""), "containers": containers}

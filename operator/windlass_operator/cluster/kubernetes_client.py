@@ -101,8 +101,12 @@ class KubernetesClient:
             return None
 
     async def list_metadata(self, kind: ApiKind, namespace: str, selector: str) -> list[Json]:
-        """Return name, namespace, uid and version of all objects of a kind, read from the server's cache in pages."""
-        params = {"limit": str(PAGE_SIZE), "resourceVersion": "0"}
+        """Return name, namespace, uid and version of all objects of a kind, in pages.
+
+        No version is asked for: servers since 1.31 answer consistently from their cache, and a list of version 0 comes
+        as one page, however long.
+        """
+        params = {"limit": str(PAGE_SIZE)}
         if selector:
             params["labelSelector"] = selector
         found: list[Json] = []
@@ -117,7 +121,6 @@ class KubernetesClient:
             if not token:
                 return found
             params = {**params, "continue": token}
-            params.pop("resourceVersion", None)  # refused together with a continue token
 
     async def apply(self, manifest: Mapping[str, Any], manager: str = FIELD_MANAGER) -> Json:
         """Server-side apply with force, creating if needed; returns the object as stored."""

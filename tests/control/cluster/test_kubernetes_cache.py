@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from windlass_operator.cluster.kubernetes_cache import ObjectCache, replicas_managers, trim
+from windlass_operator.cluster.kubernetes_cache import ObjectCache, replicas_managers
 from windlass_operator.cluster.kubernetes_kinds import OWNER_UID, Ref
 
 
@@ -84,32 +84,16 @@ def test_managed_fields_are_not_kept_but_the_owners_of_replicas_are():
     assert "managedFields" not in cached.manifest["metadata"]
 
 
-def test_a_node_shrinks_to_what_plans_read():
-    node = {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {
-            "name": "n",
-            "uid": "u",
-            "resourceVersion": "1",
-            "labels": {"a": "b"},
-            "annotations": {"big": "x" * 1000},
-        },
-        "status": {
-            "allocatable": {"cpu": "64", "nvidia.com/gpu": "8"},
-            "images": ["many"],
-            "conditions": [
-                {"type": "Ready", "status": "True", "lastHeartbeatTime": "now"},
-                {"type": "DiskPressure", "status": "False"},
-            ],
-        },
-    }
+def test_a_status_that_nobody_reads_wakes_nobody():
+    """A quota's usage moves with every pod of a tenant."""
+    cache = ObjectCache()
+    cache.absorb_event("ADDED", build_object(kind="ResourceQuota", version="1", status={"used": {"pods": "1"}}))
 
-    assert trim(node)["status"] == {
-        "allocatable": {"nvidia.com/gpu": "8"},
-        "conditions": [{"type": "Ready", "status": "True"}],
-    }
-    assert "annotations" not in trim(node)["metadata"]
+    changed = cache.absorb_event(
+        "MODIFIED", build_object(kind="ResourceQuota", version="2", status={"used": {"pods": "2"}})
+    )
+
+    assert changed is None
 
 
 class Machine(RuleBasedStateMachine):

@@ -163,13 +163,14 @@ async def test_no_server_at_all_names_the_address_and_where_it_came_from():
 
 
 async def test_a_long_listing_is_read_page_by_page(script, client):
-    script.answer(200, {"items": [{"metadata": {"name": "a"}}], "metadata": {"continue": "next"}})
+    heavy = {"managedFields": [{"manager": "m"}], "annotations": {"a": "b"}}
+    script.answer(200, {"items": [{"metadata": {"name": "a", "uid": "u", **heavy}}], "metadata": {"continue": "next"}})
     script.answer(200, {"items": [{"metadata": {"name": "b"}}], "metadata": {}})
 
     listed = await client.list_metadata(KINDS["Pod"], "ns", "app=x")
 
-    assert [item["name"] for item in listed] == ["a", "b"]
-    assert script.requests[0][2] == {"limit": "500", "resourceVersion": "0", "labelSelector": "app=x"}
+    assert listed == [{"name": "a", "uid": "u"}, {"name": "b"}]
+    assert script.requests[0][2] == {"limit": "500", "labelSelector": "app=x"}
     assert script.requests[1][2] == {"limit": "500", "labelSelector": "app=x", "continue": "next"}
 
 

@@ -1,0 +1,163 @@
+"""Keep of an object what we use, and keep equal parts of objects once. Pure.
+
+Children and pods are most of the operator's memory, and most of their changes (a counter in a status, a heartbeat)
+concern nobody here: what is dropped is neither stored nor compared, so it wakes no reconcile. What is dropped here must
+be read nowhere: `kubernetes_fold` and `kubernetes_compare` are the readers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from windlass_operator.cluster.kubernetes_kinds import CHILDREN, OWNER
+
+Json = dict[str, Any]
+
+LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
+"""The object once more, as text: written by `kubectl apply`, read by nobody else."""
+REVISION: Final = "deployment.kubernetes.io/revision"
+CONDITIONS: Final[Mapping[str, frozenset[str]]] = {
+    "Deployment": frozenset({"ReplicaFailure"}),
+    "HorizontalPodAutoscaler": frozenset({"AbleToScale", "ScalingActive"}),
+    "Node": frozenset({"Ready"}),
+    "Pod": frozenset({"Ready", "PodScheduled"}),
+}
+"""Conditions that are read, by kind; the times of all of them are not."""
+IDENTITY: Final = ("name", "namespace", "uid", "resourceVersion", "generation", "labels", "deletionTimestamp")
+CONTAINER_STATUS: Final = ("state", "lastState")
+POOL_SIZE: Final = 8192
+"""Different parts a pool remembers, before it begins anew: about 3 MB."""
+
+
+def trim(manifest: Mapping[str, Any]) -> Json:
+    """Return the part of an object that we use."""
+    return _TRIMMERS.get(manifest["kind"], _trim_owner)(manifest)
+
+
+def _trim_owner(manifest: Mapping[str, Any]) -> Json:
+    return {**manifest, "metadata": _metadata(manifest)}
+
+
+def _trim_child(manifest: Mapping[str, Any]) -> Json:
+    """Everything we may have applied; of the status only what a fold reads."""
+    trimmed = {**manifest, "metadata": _metadata(manifest)}
+    status = trimmed.pop("status", None) or {}
+    kept: Json = {key: status[key] for key in ("observedGeneration",) if key in status}
+    conditions = _conditions(manifest["kind"], status)
+    if conditions:
+        kept["conditions"] = conditions
+    if manifest["kind"] in CONDITIONS:
+        trimmed["status"] = kept
+    return trimmed
+
+
+def _trim_replica_set(manifest: Mapping[str, Any]) -> Json:
+    return {
+        **_head(manifest, REVISION),
+        "status": {"availableReplicas": (manifest.get("status") or {}).get("availableReplicas")},
+    }
+
+
+def _trim_pod(manifest: Mapping[str, Any]) -> Json:
+    spec, status = manifest.get("spec") or {}, manifest.get("status") or {}
+    return {
+        **_head(manifest),
+        "spec": {"containers": [{"resources": item.get("resources") or {}} for item in spec.get("containers") or ()]},
+        "status": {
+            "phase": status.get("phase", "Pending"),
+            "conditions": _conditions("Pod", status),
+            **{
+                key: [{part: item[part] for part in CONTAINER_STATUS if part in item} for item in status[key]]
+                for key in ("initContainerStatuses", "containerStatuses")
+                if status.get(key)
+            },
+        },
+    }
+
+
+def _trim_node(manifest: Mapping[str, Any]) -> Json:
+    status = manifest.get("status") or {}
+    return {
+        **_head(manifest),
+        "spec": {"unschedulable": bool((manifest.get("spec") or {}).get("unschedulable"))},
+        "status": {
+            # Only extended resources: CPU and memory of a node play no part in a plan.
+            "allocatable": {name: amount for name, amount in (status.get("allocatable") or {}).items() if "/" in name},
+            "conditions": _conditions("Node", status),
+        },
+    }
+
+
+def _head(manifest: Mapping[str, Any], *annotations: str) -> Json:
+    """What tells an object and its owner, with a few annotations."""
+    metadata = manifest["metadata"]
+    kept = {key: metadata[key] for key in IDENTITY if key in metadata}
+    given = metadata.get("annotations") or {}
+    told = {key: given[key] for key in (OWNER, *annotations) if key in given}
+    if told:
+        kept["annotations"] = told
+    return {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": kept}
+
+
+def _metadata(manifest: Mapping[str, Any]) -> Json:
+    metadata = {key: value for key, value in manifest["metadata"].items() if key != "managedFields"}
+    if LAST_APPLIED in (metadata.get("annotations") or {}):
+        metadata["annotations"] = {key: text for key, text in metadata["annotations"].items() if key != LAST_APPLIED}
+    return metadata
+
+
+def _conditions(kind: str, status: Mapping[str, Any]) -> list[Json]:
+    wanted = CONDITIONS.get(kind, frozenset())
+    found: Iterable[Mapping[str, Any]] = status.get("conditions") or ()
+    return [
+        {key: condition[key] for key in ("type", "status", "reason", "message") if key in condition}
+        for condition in found
+        if condition.get("type") in wanted
+    ]
+
+
+_TRIMMERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Json]]] = {
+    **{kind.kind: _trim_child for kind in CHILDREN},
+    "ReplicaSet": _trim_replica_set,
+    "Pod": _trim_pod,
+    "Node": _trim_node,
+}
+
+
+class Pool:
+    """Stores equal parts of JSON values once: a thousand Deployments differ in a few names.
+
+    Values that went through a pool must never be edited, for others may hold the same parts.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[Any, Any] = {}
+
+    def share(self, value: Any) -> Any:
+        """Return an equal value made of parts that equal values share."""
+        if len(self._parts) > POOL_SIZE:
+            self._parts.clear()
+        return self._share(value)[0]
+
+    def _share(self, value: Any) -> tuple[Any, Any]:
+        """Return the shared value and what identifies it while the pool holds it."""
+        if isinstance(value, dict):
+            items = {sys.intern(key): self._share(item) for key, item in value.items()}
+            identity: Any = (dict, *((key, item[1]) for key, item in items.items()))
+            found = self._parts.get(identity)
+            if found is None:
+                found = self._parts[identity] = {key: item[0] for key, item in items.items()}
+            return found, (dict, id(found))
+        if isinstance(value, list):
+            parts = [self._share(item) for item in value]
+            identity = (list, *(part[1] for part in parts))
+            found = self._parts.get(identity)
+            if found is None:
+                found = self._parts[identity] = [part[0] for part in parts]
+            return found, (list, id(found))
+        if isinstance(value, str):
+            value = sys.intern(value)
+            return value, value
+        return value, (type(value), value)
