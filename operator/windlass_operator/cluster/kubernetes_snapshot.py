@@ -1,10 +1,14 @@
-"""Keeps the planner's Snapshot in step with the object cache: only what a change touches is parsed and folded again."""
+"""Keeps the planner's Snapshot in step with the object cache: only what a change touches is parsed and folded again.
+
+Most events change nothing that a plan reads. Then the picture stays the very same object, and whoever keeps look-ups
+beside it (`domain.fleet_view`) keeps them.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
-from typing import Any, TypeVar
+from collections.abc import Hashable, Mapping
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
@@ -24,26 +28,49 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
+class Table(Generic[K, V]):
+    """Values by key. `view` stays as it was given out: the first change after it works on a copy."""
+
+    def __init__(self) -> None:
+        self._values: dict[K, V] = {}
+        self._given_out = False
+
+    def put(self, key: K, value: V | None) -> None:
+        """Set a value, None to remove it; an equal value changes nothing."""
+        if self._values.get(key) == value:
+            return
+        if self._given_out:
+            self._values, self._given_out = self._values.copy(), False
+        if value is None:
+            del self._values[key]
+        else:
+            self._values[key] = value
+
+    def view(self) -> Mapping[K, V]:
+        """Return the values of now; the same object until one changes."""
+        self._given_out = True
+        return self._values
+
+
 class SnapshotBuilder:
     """Call `touch` for every changed object, `build` for the newest picture."""
 
     def __init__(self, cache: ObjectCache) -> None:
         self._cache = cache
-        self._services: dict[Key, InferenceService] = {}
-        self._tenants: dict[str, Tenant] = {}
-        self._gpu_classes: dict[str, GPUClass] = {}
-        self._nodes: dict[str, Node] = {}
-        self._workloads: dict[Key, Workload] = {}
+        self._services = Table[Key, InferenceService]()
+        self._tenants = Table[str, Tenant]()
+        self._gpu_classes = Table[str, GPUClass]()
+        self._nodes = Table[str, Node]()
+        self._workloads = Table[Key, Workload]()
         self._invalid: dict[Key, tuple[Problem, ...]] = {}
         self._parsed: dict[Key, Cached] = {}
         """The version of each object that was parsed last; absent for objects that do not exist."""
         self._touched: set[Key] = set()
-        self._built: Snapshot | None = None
+        self._built = Snapshot()
 
     def touch(self, key: Key) -> None:
         """An object that concerns `key` changed."""
         self._touched.add(key)
-        self._built = None
 
     def touch_object(self, manifest: dict[str, Any]) -> Key | None:
         """An object changed; returns the key it concerns, None when it concerns nothing of ours."""
@@ -53,18 +80,20 @@ class SnapshotBuilder:
         return key
 
     def build(self) -> Snapshot:
-        """Return the picture of now; the same object while nothing changes."""
-        if self._built is None:
-            for key in self._touched:
-                self._refresh(key)
-            self._touched.clear()
-            self._built = Snapshot(
-                dict(self._services),
-                dict(self._tenants),
-                dict(self._gpu_classes),
-                dict(self._nodes),
-                dict(self._workloads),
-            )
+        """Return the picture of now; the same object while nothing in it changes."""
+        while self._touched:
+            self._refresh(self._touched.pop())
+        parts = (
+            self._services.view(),
+            self._tenants.view(),
+            self._gpu_classes.view(),
+            self._nodes.view(),
+            self._workloads.view(),
+        )
+        built = self._built
+        before = (built.services, built.tenants, built.gpu_classes, built.nodes, built.workloads)
+        if any(new is not old for new, old in zip(parts, before, strict=True)):
+            self._built = Snapshot(*parts)
         return self._built
 
     def require_valid(self, key: Key) -> None:
@@ -77,20 +106,23 @@ class SnapshotBuilder:
         cached = self._cache.get(Ref(key.kind, key.namespace, key.name))
         manifest = cached.manifest if cached else None
         if key.kind == "InferenceService":
-            _put(self._workloads, key, self._fold_workload(key))
+            self._workloads.put(key, self._fold_workload(key))
         # Most touches come from pods and children; the object itself is parsed only when it is another one.
         if self._parsed.get(key) is cached:
             return
-        _put(self._parsed, key, cached)
+        if cached is None:
+            self._parsed.pop(key, None)
+        else:
+            self._parsed[key] = cached
         self._invalid.pop(key, None)
         if key.kind == "InferenceService":
-            _put(self._services, key, self._parse(key, InferenceService, manifest))
+            self._services.put(key, self._parse(key, InferenceService, manifest))
         elif key.kind == "Tenant":
-            _put(self._tenants, key.name, self._parse(key, Tenant, manifest))
+            self._tenants.put(key.name, self._parse(key, Tenant, manifest))
         elif key.kind == "GPUClass":
-            _put(self._gpu_classes, key.name, self._parse(key, GPUClass, manifest))
+            self._gpu_classes.put(key.name, self._parse(key, GPUClass, manifest))
         elif key.kind == "Node":
-            _put(self._nodes, key.name, fold_node(manifest) if manifest else None)
+            self._nodes.put(key.name, fold_node(manifest) if manifest else None)
 
     def _parse(self, key: Key, model: type[T], manifest: dict[str, Any] | None) -> T | None:
         if manifest is None:
@@ -135,10 +167,3 @@ class SnapshotBuilder:
             [one.manifest for one in self._cache.instances("Pod", key.namespace, key.name)],
             autoscalers[0].manifest if autoscalers else None,
         )
-
-
-def _put(values: dict[K, V], key: K, value: V | None) -> None:
-    if value is None:
-        values.pop(key, None)
-    else:
-        values[key] = value
