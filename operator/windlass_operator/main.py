@@ -21,6 +21,10 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "explain": ("windlass_operator.cli.explain:explain", "Say in words what was chosen and why."),
     "up": ("windlass_operator.cli.up:up", "Run the services of some files on this machine."),
     "operator": ("windlass_operator.cli.operator:operator", "The control plane itself."),
+    "metrics-adapter": (
+        "windlass_operator.cli.metrics_adapter:metrics_adapter",
+        "Serve the metrics of replicas to autoscalers.",
+    ),
     "generate": ("windlass_operator.cli.generate:generate", "Write CRDs and reference docs from the API types."),
 }
 """Name -> (where it lies, one line for the overview). The line is here so that `--help` imports no sub-command."""

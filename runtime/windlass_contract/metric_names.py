@@ -51,3 +51,10 @@ RECONCILE_DURATION: Final = "windlass_reconcile_duration_seconds"  # labels: kin
 RECONCILE_QUEUE_DEPTH: Final = "windlass_reconcile_queue_depth"
 API_WRITES_TOTAL: Final = "windlass_api_writes_total"  # labels: kind, verb
 IS_LEADER: Final = "windlass_operator_is_leader"
+
+# Metrics adapter.
+ADAPTER_REQUESTS_TOTAL: Final = "windlass_adapter_requests_total"  # labels: api (custom, external, other), code
+ADAPTER_READ_DURATION: Final = (
+    "windlass_adapter_read_duration_seconds"  # labels: what (pods, replicas, a metric), result
+)
+ADAPTER_CERTIFICATE_EXPIRY: Final = "windlass_adapter_certificate_expiry_timestamp_seconds"

@@ -36,7 +36,7 @@ def test_every_runtime_metric_of_the_contract_is_exported() -> None:
 
     text = metrics.render().decode()
 
-    elsewhere = ("windlass_gateway", "windlass_reconcile", "windlass_api", "windlass_operator")
+    elsewhere = ("windlass_gateway", "windlass_reconcile", "windlass_api", "windlass_operator", "windlass_adapter")
     ours = [
         value
         for key, value in vars(metric_names).items()

@@ -1,0 +1,40 @@
+"""`windlass metrics-adapter run`: the metrics APIs as a process. Parses the arguments and calls one function."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+
+import click
+
+from windlass_operator.serve.settings import parse_adapter_settings
+
+
+@click.group("metrics-adapter")
+def metrics_adapter() -> None:
+    """Serve the metrics of replicas to autoscalers."""
+
+
+@metrics_adapter.command()
+@click.option(
+    "--kubeconfig",
+    metavar="FILE",
+    help="Kubeconfig; default: the pod's service account, else KUBECONFIG or ~/.kube/config.",
+)
+@click.option("--source", metavar="NAME", help="replicas or prometheus.")
+@click.option("--prometheus-url", metavar="URL", help="Address of a Prometheus, for the source prometheus.")
+@click.option("--port", metavar="PORT", help="Port of the API, over TLS.")
+@click.option("--probe-port", metavar="PORT", help="Port of /healthz, /readyz and /metrics; 0 picks a free one.")
+@click.option("--log-level", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.")
+def run(**flags: str | None) -> None:
+    """Serve custom.metrics.k8s.io and external.metrics.k8s.io until SIGTERM.
+
+    Every setting is also a WINDLASS_ADAPTER_* variable; flags win.
+    """
+    settings = parse_adapter_settings(os.environ, flags)
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    from windlass_operator.serve.process import run_adapter
+
+    asyncio.run(run_adapter(settings))

@@ -1,0 +1,270 @@
+"""Where values come from: the pods that there are, and their metrics from Prometheus or from the replicas themselves.
+
+Both sources read once per interval for all autoscalers together. They hand out what they know; whether that is fresh
+enough is decided in `readings`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import aiohttp
+
+from windlass_operator import errors
+from windlass_operator.cluster.kubernetes_client import KubernetesClient
+from windlass_operator.domain import labels
+from windlass_operator.serve.readings import Replica, keep_known, parse_replica
+from windlass_operator.serve.samples import (
+    METRICS,
+    PodKey,
+    Sample,
+    Samples,
+    SeriesLabels,
+    parse_exposition,
+    parse_series,
+    range_query,
+)
+from windlass_operator.serve.settings import PROMETHEUS, AdapterSettings
+from windlass_operator.serve.shared_read import Observe, SharedRead
+
+log = logging.getLogger(__name__)
+
+SELECTOR: Final = f"{labels.MANAGED_BY}={labels.MANAGER},{labels.COMPONENT}={labels.RUNTIME}"
+PAGE_SIZE: Final = 500
+MAX_EXPOSITION_BYTES: Final = 4 * 1024 * 1024
+"""Longest page of metrics that is read; a replica is a tenant's process and may send anything."""
+
+Clock = Callable[[], float]
+
+
+class Source(Protocol):
+    """Metrics of replicas."""
+
+    async def samples(self, metric: str) -> Samples:
+        """Return the newest samples known of a metric of METRICS."""
+        ...
+
+    def problem_of(self, metric: str) -> str:
+        """Return why the last reading failed; empty after one that worked."""
+        ...
+
+    async def close(self) -> None:
+        """End what runs."""
+        ...
+
+
+class ReplicaDirectory:
+    """The pods of all InferenceServices, listed once per interval."""
+
+    def __init__(
+        self, client: KubernetesClient, settings: AdapterSettings, clock: Clock, observe: Observe = lambda *_: None
+    ) -> None:
+        self._client, self._namespaces = client, settings.namespaces
+        self._shared = SharedRead[tuple[Replica, ...]](
+            "pods", self._list_all, (), interval_s=settings.interval_s, clock=clock, observe=observe
+        )
+
+    async def replicas(self) -> tuple[Replica, ...]:
+        """Return the replicas last seen."""
+        return await self._shared.get()
+
+    @property
+    def problem(self) -> str:
+        """Why the last listing failed; empty after one that worked."""
+        return self._shared.problem
+
+    async def close(self) -> None:
+        """End a running listing."""
+        await self._shared.close()
+
+    async def _list_all(self) -> tuple[Replica, ...]:
+        found: list[Replica] = []
+        for namespace in self._namespaces or ("",):
+            found += await self._list(f"/api/v1/namespaces/{namespace}/pods" if namespace else "/api/v1/pods")
+        return tuple(found)
+
+    async def _list(self, path: str) -> list[Replica]:
+        # From the server's cache: a listing costs it far less, and may be some milliseconds old.
+        params = {"labelSelector": SELECTOR, "limit": str(PAGE_SIZE), "resourceVersion": "0"}
+        found: list[Replica] = []
+        while True:
+            page = await self._client.request("GET", path, params=params)
+            found += [parse_replica(pod) for pod in page.get("items") or ()]
+            token = page.get("metadata", {}).get("continue")
+            if not token:
+                return found
+            params = {**params, "continue": token}
+            params.pop("resourceVersion", None)  # refused together with a continue token
+
+
+class PrometheusSource:
+    """Asks a Prometheus: one query per metric and interval. The client blocks, so each query runs in a thread."""
+
+    def __init__(self, settings: AdapterSettings, clock: Clock, observe: Observe = lambda *_: None) -> None:
+        # Importing takes a second and 40 MB; only a process with this source pays them.
+        from prometheus_api_client import PrometheusConnect
+        from urllib3.util import Retry
+
+        self._settings = settings
+        # No retries: the next interval is one, and a thread that backs off would outlive its answer.
+        self._prometheus: Any = PrometheusConnect(settings.prometheus_url.rstrip("/"), retry=Retry(total=0))
+        if settings.prometheus_ca_file:
+            self._prometheus._session.verify = settings.prometheus_ca_file
+        self._shared = {
+            metric: SharedRead[Samples](
+                metric, self._reader(metric), {}, interval_s=settings.interval_s, clock=clock, observe=observe
+            )
+            for metric in METRICS
+        }
+
+    async def samples(self, metric: str) -> Samples:
+        return await self._shared[metric].get()
+
+    def problem_of(self, metric: str) -> str:
+        return self._shared[metric].problem
+
+    async def close(self) -> None:
+        await asyncio.gather(*(shared.close() for shared in self._shared.values()))
+
+    def _reader(self, metric: str) -> Callable[[], Any]:
+        return lambda: asyncio.to_thread(self._query, metric)
+
+    def _query(self, metric: str) -> Samples:
+        """Blocks. Raises RetryLater."""
+        from prometheus_api_client.exceptions import PrometheusApiClientException
+        from requests import RequestException
+
+        settings = self._settings
+        query = range_query(metric, settings.max_age_s, settings.prometheus_matchers)
+        try:
+            self._prometheus.headers = _bearer(settings.prometheus_token_file)
+            # requests bounds connecting and each read by this; Prometheus itself ends the query by `timeout`.
+            result = self._prometheus.custom_query(
+                query, {"timeout": f"{settings.request_timeout_s:g}s"}, timeout=settings.request_timeout_s
+            )
+        except (RequestException, PrometheusApiClientException, OSError, ValueError, KeyError, TypeError) as exc:
+            raise errors.RetryLater(f"{settings.prometheus_url}: query {query}: {exc}") from exc
+        return parse_series(
+            metric, result, SeriesLabels(settings.prometheus_namespace_label, settings.prometheus_pod_label)
+        )
+
+
+class ReplicaSource:
+    """Reads the metrics of every replica itself, for clusters without Prometheus."""
+
+    def __init__(
+        self,
+        directory: ReplicaDirectory,
+        settings: AdapterSettings,
+        clock: Clock,
+        wall_clock: Clock,
+        observe: Observe = lambda *_: None,
+    ) -> None:
+        self._directory, self._settings, self._wall_clock = directory, settings, wall_clock
+        # Addresses of pods need no lookup, and nothing that a tenant answers may lead to another address.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=settings.scrape_concurrency),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.scrape_timeout_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        self._known: dict[str, dict[PodKey, Sample]] = {metric: {} for metric in METRICS}
+        self._shared = SharedRead[dict[str, dict[PodKey, Sample]]](
+            "replicas", self._read_all, self._known, interval_s=settings.interval_s, clock=clock, observe=observe
+        )
+        self._failed = ""
+
+    async def samples(self, metric: str) -> Samples:
+        return (await self._shared.get())[metric]
+
+    def problem_of(self, metric: str) -> str:  # noqa: ARG002  (one page holds them all)
+        return self._shared.problem or self._failed
+
+    async def close(self) -> None:
+        await self._shared.close()
+        await self._session.close()
+
+    async def _read_all(self) -> dict[str, dict[PodKey, Sample]]:
+        replicas = await self._directory.replicas()
+        places = asyncio.Semaphore(self._settings.scrape_concurrency)
+        there = [replica for replica in replicas if replica.ip]
+        pages = await asyncio.gather(*(self._read(replica, places) for replica in there))
+        read: dict[PodKey, dict[str, Sample]] = {}
+        failures: list[str] = []
+        for replica, page in zip(there, pages, strict=True):
+            if isinstance(page, str):
+                failures.append(f"{replica.key.namespace}/{replica.key.name}: {page}")
+            else:
+                read[replica.key] = page
+        self._note_failures(failures, len(there))
+        self._known = {
+            metric: keep_known(
+                self._known[metric], {key: page[metric] for key, page in read.items() if metric in page}, replicas
+            )
+            for metric in METRICS
+        }
+        return self._known
+
+    def _note_failures(self, failures: list[str], asked: int) -> None:
+        if failures and not self._failed:
+            log.warning(
+                "Replicas not read; their values age. failed=%d of=%d first=%s", len(failures), asked, failures[0]
+            )
+        elif self._failed and not failures:
+            log.info("All replicas are read again. of=%d", asked)
+        self._failed = f"{len(failures)} of {asked} replicas not read, such as {failures[0]}" if failures else ""
+
+    async def _read(self, replica: Replica, places: asyncio.Semaphore) -> dict[str, Sample] | str:
+        """Return the metrics of one replica, or in words why there are none: one that fails stops no other."""
+        url = replica_url(self._settings.replica_url, replica)
+        async with places:
+            try:
+                async with (
+                    asyncio.timeout(self._settings.scrape_timeout_s),
+                    self._session.get(url, allow_redirects=False) as answer,
+                ):
+                    if answer.status != 200:
+                        return f"{url}: expected 200, found {answer.status}"
+                    text = await _read_text(answer.content)
+                return parse_exposition(text, self._wall_clock())
+            except TimeoutError:
+                return f"{url}: no answer within {self._settings.scrape_timeout_s:g} s"
+            except (aiohttp.ClientError, ValueError, OSError) as exc:
+                return f"{url}: {exc}"
+
+
+def build_source(
+    settings: AdapterSettings,
+    directory: ReplicaDirectory,
+    clock: Clock,
+    wall_clock: Clock,
+    observe: Observe = lambda *_: None,
+) -> Source:
+    """Return the source that the settings name; needs a running event loop."""
+    if settings.source == PROMETHEUS:
+        return PrometheusSource(settings, clock, observe)
+    return ReplicaSource(directory, settings, clock, wall_clock, observe)
+
+
+def replica_url(template: str, replica: Replica) -> str:
+    """Fill in a template's places; an IPv6 address in brackets."""
+    ip = f"[{replica.ip}]" if ":" in replica.ip else replica.ip
+    return template.format(ip=ip, namespace=replica.key.namespace, pod=replica.key.name)
+
+
+async def _read_text(content: aiohttp.StreamReader) -> str:
+    parts: list[bytes] = []
+    size = 0
+    async for part in content.iter_any():
+        size += len(part)
+        if size > MAX_EXPOSITION_BYTES:
+            raise ValueError(f"expected at most {MAX_EXPOSITION_BYTES} bytes of metrics, found more")
+        parts.append(part)
+    return b"".join(parts).decode("utf-8", errors="replace")
+
+
+def _bearer(token_file: str) -> dict[str, str] | None:
+    return {"Authorization": f"Bearer {Path(token_file).read_text().strip()}"} if token_file else None
