@@ -40,7 +40,7 @@ class AdapterSettings:
     """Secret through which the replicas of the adapter share one certificate. It must exist; its data is written."""
     namespaces: tuple[str, ...] = ()
     """Namespaces whose replicas are read, comma-separated. Empty: all of them."""
-    apis: tuple[str, ...] = (CUSTOM, EXTERNAL)
+    apis: tuple[str, ...] = (CUSTOM,)
     """Which APIs are registered with the API server, comma-separated: custom, external."""
     host: str = "0.0.0.0"
     """Address of the API itself, over TLS."""
