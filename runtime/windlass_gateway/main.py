@@ -91,7 +91,7 @@ class Gateway:
 
     async def __aenter__(self) -> Gateway:
         async with AsyncExitStack() as stack:
-            session = await stack.enter_async_context(build_session())
+            session = await stack.enter_async_context(build_session(self._settings))
             await self.routes.refresh()
             upstream = Upstream(self._settings, self.routes, self.picker, session)
             self._proxy = Proxy(self._settings, self.routes, upstream, self.metrics)
@@ -125,14 +125,16 @@ def _fit_descriptors(max_connections: int) -> int:
     """Raise the soft limit of open files to what `max_connections` needs, or lower `max_connections` to what the hard
     limit allows.
 
-    One client connection needs one descriptor, and one more towards its replica; 64 are kept for everything else.
+    One client connection needs one descriptor, and one more towards its replica; idle connections to replicas and
+    everything else need theirs beside these.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * max_connections + 64
+    others = DEFAULTS.max_idle_upstream + 64
+    wanted = 2 * max_connections + others
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     soft = max(allowed, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    fitted = min(max_connections, (allowed - 64) // 2)
+    fitted = min(max_connections, (allowed - others) // 2)
     if fitted < max_connections:
         _log.warning(
             "Open-file limit is too low for --max-connections. wanted=%d using=%d hard_limit=%d",

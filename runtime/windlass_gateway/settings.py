@@ -11,6 +11,8 @@ class Settings:
 
     max_connections: int = 10_000
     """Client connections held at once; one more is answered 503 and closed before its request is read."""
+    max_idle_upstream: int = 256
+    """Connections to replicas that may wait for their next request; the others end with theirs."""
     max_body_bytes: int = 8 * 2**20
     """Largest request body, after decompression; a larger one is answered 413."""
     max_buffered_bytes: int = 256 * 2**20

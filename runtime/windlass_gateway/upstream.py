@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import logging
 from types import SimpleNamespace
 from typing import Final
@@ -22,12 +23,15 @@ from multidict import CIMultiDictProxy
 from windlass_contract.endpoints import Replica, Route
 from windlass_gateway import answers
 from windlass_gateway.picking import Picker
+from windlass_gateway.pool import BoundedPool
 from windlass_gateway.routes import RouteBook
 from windlass_gateway.settings import Settings
 
 _log = logging.getLogger(__name__)
 
 _BUSY: Final = frozenset({429, 503})
+_OWN_LIMITS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+"""Why a connection failed that no replica ever saw."""
 _MAX_BUSY_BODY_BYTES: Final = 64 * 2**10
 
 
@@ -141,7 +145,12 @@ class Upstream:
                 trace_request_ctx=connection,
                 timeout=aiohttp.ClientTimeout(sock_connect=self._settings.connect_timeout_s, sock_read=silence_s),
             )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
+        except aiohttp.ClientConnectorError as exc:
+            if exc.os_error.errno in _OWN_LIMITS:
+                _log.error("Gateway is out of descriptors or ports. error=%s", exc.os_error)
+                raise answers.Refused(answers.OVERLOADED) from exc
+            raise _UnreachableError(str(exc)) from exc
+        except aiohttp.ConnectionTimeoutError as exc:
             raise _UnreachableError(str(exc)) from exc
         except TimeoutError as exc:
             _log.warning(
@@ -174,12 +183,12 @@ class Upstream:
             )
 
 
-def build_session() -> aiohttp.ClientSession:
-    """Open the connection pool towards replicas. Unbounded here: the number of client connections bounds it."""
+def build_session(settings: Settings) -> aiohttp.ClientSession:
+    """Open the connection pool towards replicas. The number of client connections bounds those in use."""
     tracing = aiohttp.TraceConfig()
     tracing.on_connection_reuseconn.append(_note_reuse)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),
+        connector=BoundedPool(settings.max_idle_upstream),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,
