@@ -368,9 +368,10 @@ def test_a_users_own_autoscaler_may_hold_the_replicas_that_git_leaves_out(
         assert drift(kube, engine, elastic) == {}
     spec["drain"] = {"timeoutSeconds": 30}
     engine.sync(kube, elastic)
-    synced = wait_ready(kube, "elastic", "team-acme")
+    wait_ready(kube, "elastic", "team-acme")
+    ready = eventually(lambda: read(kube, elastic), lambda found: found["status"]["replicas"] == 3)
     kube.delete("autoscaling/v2", "HorizontalPodAutoscaler", "own", "team-acme")
     kube.delete(API, "InferenceService", "elastic", "team-acme")
 
-    assert synced["spec"]["replicas"] == 3
-    assert synced["status"]["readyReplicas"] == 3
+    assert ready["spec"]["replicas"] == 3
+    assert ready["status"]["readyReplicas"] == 3

@@ -17,7 +17,7 @@ import yaml
 from lupa import lua51
 
 from support.control_plane import free_ports
-from support.kube_client import KubeClient
+from support.kube_client import KubeClient, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tests" / "e2e" / "tools" / "argocd"
@@ -28,7 +28,7 @@ PLACEHOLDER = "https://git.example.com/REPLACE-ME/fleet.git"
 NAMESPACE = "argocd"
 RESYNC_S = 5
 """Seconds between two comparisons of an Application with Git; minutes in production."""
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 FORBIDDEN_LIBRARIES = ("string", "math", "io", "os", "debug", "coroutine", "package", "require", "python")
 
 
@@ -84,8 +84,9 @@ class ArgoCD:
 
     def install(self, kube: KubeClient) -> None:
         """What Argo CD's own manifests bring: kinds, namespace and settings, those of our how-to too."""
-        for path in sorted((self.binaries.argocd.parent / "crds").glob("*.yaml")):
-            kube.apply(yaml.safe_load(path.read_text()))
+        crds = [yaml.safe_load(path.read_text()) for path in (self.binaries.argocd.parent / "crds").glob("*.yaml")]
+        for name in [kube.apply(crd)["metadata"]["name"] for crd in crds]:
+            eventually(lambda name=name: _is_established(kube, name), bool, timeout_s=START_TIMEOUT_S)
         kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         metadata = {"namespace": NAMESPACE, "labels": {"app.kubernetes.io/part-of": "argocd"}}
         kube.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {**metadata, "name": "argocd-secret"}})
@@ -217,6 +218,12 @@ class GitRepository:
         command = ["git", *arguments]
         done = subprocess.run(command, cwd=self.folder, env=environment, check=True, capture_output=True, text=True)
         return done.stdout
+
+
+def _is_established(kube: KubeClient, name: str) -> bool:
+    crd = kube.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", name) or {}
+    conditions = crd.get("status", {}).get("conditions") or ()  # null at first
+    return any(item["type"] == "Established" and item["status"] == "True" for item in conditions)
 
 
 def _wait_for_port(port: int) -> None:
