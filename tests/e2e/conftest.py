@@ -213,5 +213,5 @@ def run_tool(
 def is_established(kube: KubeClient, name: str) -> bool:
     """Whether a CRD is served."""
     crd = kube.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", name) or {}
-    conditions = crd.get("status", {}).get("conditions", [])
+    conditions = (crd.get("status") or {}).get("conditions") or []
     return any(item["type"] == "Established" and item["status"] == "True" for item in conditions)

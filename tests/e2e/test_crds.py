@@ -39,7 +39,7 @@ def test_a_crd_becomes_established_with_a_structural_schema(path: Path, kube: Ku
 
     def conditions() -> dict[str, str]:
         found = kube.get(CRD_API, "CustomResourceDefinition", crd["metadata"]["name"])
-        return {item["type"]: item["status"] for item in (found or {}).get("status", {}).get("conditions", [])}
+        return {item["type"]: item["status"] for item in ((found or {}).get("status", {}).get("conditions") or [])}
 
     established = eventually(conditions, lambda found: found.get("Established") == "True")
 

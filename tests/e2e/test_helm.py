@@ -368,7 +368,7 @@ def test_in_namespaced_mode_the_operator_works_there_and_asks_for_nothing_that_i
 
 def conditions(admin: KubeClient, kind: str, name: str) -> dict[str, str]:
     found = admin.get(API, kind, name) or {}
-    return {item["type"]: item["status"] for item in found.get("status", {}).get("conditions", ())}
+    return {item["type"]: item["status"] for item in (found.get("status", {}).get("conditions") or ())}
 
 
 def is_of_tenant(event: Manifest) -> bool:
@@ -387,7 +387,7 @@ def test_without_tenant_roles_only_the_roles_of_members_are_refused(
 
     def problems() -> str:
         found = admin.get(API, "Tenant", "a") or {}
-        return str(found.get("status", {}).get("conditions", ()))
+        return str(found.get("status", {}).get("conditions"))
 
     said = eventually(problems, lambda found: "Role/team-a/windlass-editor" in found)
     assert "LimitRange" not in said

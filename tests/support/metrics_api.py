@@ -143,5 +143,5 @@ def _register(kube: KubeClient, port: int) -> None:
 
 def _is_available(kube: KubeClient) -> bool:
     found = kube.get("apiregistration.k8s.io/v1", "APIService", f"{VERSION}.{GROUP}") or {}
-    conditions = found.get("status", {}).get("conditions", [])
+    conditions = (found.get("status") or {}).get("conditions") or []
     return any(item["type"] == "Available" and item["status"] == "True" for item in conditions)
