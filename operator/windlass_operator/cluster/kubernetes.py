@@ -11,7 +11,6 @@ Rules that keep other writers and people safe:
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -213,9 +212,9 @@ class KubernetesCluster:
         return True
 
     def _is_in_sync(self, ref: Ref, wanted: Manifest, cached: Cached) -> bool:
-        found = frozenset(differences(wanted, cached.manifest))
         if applied_hash(cached.manifest) != applied_hash(wanted):
             return False
+        found = frozenset(differences(wanted, cached.manifest))
         if found and not self._is_settled(ref, applied_hash(wanted), found):
             log.info("Drift found. object=%s differences=%s", ref, "; ".join(sorted(found)))
             return False
@@ -308,7 +307,7 @@ def _name(ref: Ref, owner: Key | None) -> str:
 
 def stamp(child: Manifest, owner: Key, owner_manifest: Mapping[str, Any]) -> Manifest:
     """Return a copy of a rendered child with the owner's marks and the hash of it all."""
-    marked = copy.deepcopy(child)
+    marked = _copy(child)
     uid = str(owner_manifest["metadata"].get("uid", ""))
     _mark(marked, uid, render_owner(owner))
     same_scope = not owner.namespace or marked["metadata"].get("namespace") == owner.namespace
@@ -328,9 +327,14 @@ def stamp(child: Manifest, owner: Key, owner_manifest: Mapping[str, Any]) -> Man
 
 def stamp_fleet(child: Manifest) -> Manifest:
     """Return a copy of an object of the installation, marked without an owner: it outlives every Tenant and service."""
-    marked = copy.deepcopy(child)
+    marked = _copy(child)
     _mark(marked, FLEET_OWNER_UID, "")
     return _with_hash(marked)
+
+
+def _copy(manifest: Manifest) -> Manifest:
+    """Copy as deep as marks go; what lies below is shared and never edited."""
+    return {**manifest, "metadata": dict(manifest["metadata"])}
 
 
 def _mark(manifest: Manifest, owner_uid: str, owner: str) -> None:

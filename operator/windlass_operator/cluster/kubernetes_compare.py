@@ -8,7 +8,6 @@ part.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,8 +50,10 @@ _SUFFIXES: Final[Mapping[str, Decimal]] = {
 
 def hash_manifest(manifest: Mapping[str, Any]) -> str:
     """Return a short digest of an object, independent of key order and of the hash annotation itself."""
-    plain = copy.deepcopy(dict(manifest))
-    plain.get("metadata", {}).get("annotations", {}).pop(APPLIED_HASH, None)
+    plain, metadata = dict(manifest), manifest.get("metadata", {})
+    if APPLIED_HASH in metadata.get("annotations", ()):
+        others = {key: text for key, text in metadata["annotations"].items() if key != APPLIED_HASH}
+        plain["metadata"] = {**metadata, "annotations": others}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:32]
 
 
