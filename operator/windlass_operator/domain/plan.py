@@ -40,6 +40,7 @@ __all__ = [
     "ServicePlan",
     "TenantPlan",
     "plan_gpu_class",
+    "plan_in_view",
     "plan_service",
     "plan_services",
     "plan_tenant",

@@ -22,7 +22,8 @@ from windlass_operator.cluster.protocol import Applied, Cluster
 from windlass_operator.domain import plan as planning
 from windlass_operator.domain import status as reporting
 from windlass_operator.domain.fleet import FleetSettings
-from windlass_operator.domain.snapshot import Key
+from windlass_operator.domain.fleet_view import FleetView
+from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, QueueClosed
 from windlass_operator.render.tenant import render_tenant
 from windlass_operator.render.workload import render_service
@@ -53,12 +54,13 @@ class Reconciliation:
 
 
 class Reconciler:
-    """Reconciles one key at a time. Holds no state between calls."""
+    """Reconciles one key at a time. Holds nothing between calls but look-ups of the newest picture."""
 
     def __init__(self, cluster: Cluster, settings: FleetSettings, wall_clock: Callable[[], datetime.datetime]) -> None:
         self._cluster = cluster
         self._settings = settings
         self._wall_clock = wall_clock
+        self._view = FleetView(Snapshot(), settings)
 
     async def reconcile(self, key: Key) -> Reconciliation:
         """Bring one object to its plan. Raises what the Cluster raises."""
@@ -75,7 +77,7 @@ class Reconciler:
         service = snapshot.services.get(key)
         if service is None or service.metadata.deletion_timestamp:
             return Reconciliation(Result.GONE)
-        plan = planning.plan_service(service, snapshot, self._settings)
+        plan = planning.plan_in_view(service, self._view_of(snapshot))
         applied = Applied()
         if plan.action is not planning.Action.HOLD:
             applied = await self._cluster.apply(key, render_service(plan, self._settings))
@@ -102,6 +104,12 @@ class Reconciler:
         plan = planning.plan_gpu_class(gpu_class, snapshot)
         status = reporting.plan_gpu_class_status(plan, gpu_class.status, self._now())
         return _conclude(Applied(), await self._cluster.report(key, reporting.status_document(status)))
+
+    def _view_of(self, snapshot: Snapshot) -> FleetView:
+        """Keep the view while the picture stays: a restart plans every service from one and the same."""
+        if self._view.snapshot is not snapshot:
+            self._view = FleetView(snapshot, self._settings)
+        return self._view
 
     def _now(self) -> str:
         return self._wall_clock().astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

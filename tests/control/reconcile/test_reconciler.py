@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import itertools
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -12,7 +13,9 @@ from windlass_operator import errors
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain import admission
 from windlass_operator.domain.fleet import FleetSettings
+from windlass_operator.domain.quota import share_quota
 from windlass_operator.domain.snapshot import Key, Node, Workload
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, Backoff, KeyedQueue, Rate
 from windlass_operator.reconcile.reconciler import Reconciler, Result, Workers
@@ -104,6 +107,25 @@ async def test_the_order_of_reconciles_does_not_change_the_outcome():
     assert all(outcome == outcomes[0] for outcome in outcomes)
     admitted = [{kind: status for kind, status, *_ in outcomes[0][1][key]}["Admitted"] for key in keys[2:]]
     assert sorted(admitted) == ["False", "True", "True"], "two of three services fit a quota of two"
+
+
+async def test_services_are_planned_from_one_view_while_the_picture_stays(monkeypatch):
+    """A restart reconciles thousands of services; sharing a tenant's quota anew for each would take the square."""
+    names = ("chat", "search", "code")
+    services = [build_service(name, accelerator={"classes": ["h200"]}) for name in names]
+    cluster = build_cluster(
+        build_tenant(quota={"gpus": [{"name": "h200", "nominal": 3}]}), build_gpu_class(), *services
+    )
+    picture = await cluster.observe(CHAT)
+    shared = []
+    monkeypatch.setattr(cluster, "observe", AsyncMock(return_value=picture))
+    monkeypatch.setattr(admission, "share_quota", lambda *world: shared.append(1) or share_quota(*world))
+    reconciler = build_reconciler(cluster)
+
+    for name in names:
+        await reconciler.reconcile(Key("InferenceService", "team-a", name))
+
+    assert shared == [1]
 
 
 async def test_a_child_that_somebody_deleted_comes_back():

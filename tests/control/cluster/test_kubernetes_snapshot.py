@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+
+from windlass_operator.cluster.kubernetes_cache import ObjectCache
+from windlass_operator.cluster.kubernetes_kinds import OWNER
+from windlass_operator.cluster.kubernetes_snapshot import SnapshotBuilder
+from windlass_operator.domain.snapshot import Key
+
+CHAT = Key("InferenceService", "ns", "chat")
+
+
+def build_manifest(kind, version, name="chat", **body):
+    metadata = {"name": name, "namespace": "ns", "uid": f"{kind}-{name}", "resourceVersion": str(version)}
+    metadata |= body.pop("metadata", {})
+    return {"apiVersion": "v1", "kind": kind, "metadata": metadata, **body}
+
+
+def build_service(version, uri="file:///m", name="chat"):
+    return build_manifest("InferenceService", version, name, spec={"model": {"uri": uri}})
+
+
+def build_deployment(version, replicas=1, **annotations):
+    metadata = {
+        "labels": {"app.kubernetes.io/instance": "chat"},
+        "annotations": {OWNER: "InferenceService/ns/chat", **annotations},
+    }
+    return build_manifest("Deployment", version, metadata=metadata, spec={"replicas": replicas})
+
+
+class World:
+    """A cache and the builder that follows it."""
+
+    def __init__(self) -> None:
+        self.cache = ObjectCache()
+        self.builder = SnapshotBuilder(self.cache)
+
+    def see(self, manifest, event="MODIFIED"):
+        self.cache.absorb_event(event, manifest)
+        self.builder.touch_object(manifest)
+        return self.builder.build()
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_the_picture_is_the_same_object_while_nothing_in_it_changes(world):
+    world.see(build_service(1))
+    before = world.see(build_deployment(2))
+
+    assert world.see(build_deployment(3, note="for people")) is before
+    assert world.see(build_deployment(4, replicas=2)) is not before
+
+
+def test_a_picture_that_was_given_out_stays_as_it_was(world):
+    before = world.see(build_service(1))
+    world.see(build_service(2, uri="file:///other"))
+    world.see(build_service(3, name="search"))
+    after = world.see(build_service(4), "DELETED")
+
+    assert [str(key) for key in before.services] == ["InferenceService ns/chat"]
+    assert before.services[CHAT].spec.model.uri == "file:///m"
+    assert [str(key) for key in after.services] == ["InferenceService ns/search"]
+
+
+def test_only_the_part_that_changed_is_another_object(world):
+    before = world.see(build_service(1))
+    after = world.see(build_deployment(2))
+
+    assert after.workloads is not before.workloads
+    assert (after.services, after.nodes) == (before.services, before.nodes)
+    assert after.services is before.services
