@@ -8,7 +8,8 @@ same time; what the gateway adds is the difference between the two groups. Three
   head     from opening a connection until the first byte of the answer, while the streams are being opened
   probe    one GET on a kept connection, while all streams are open
 
-Tokens per second over all streams are the same in every stage, so that stages differ in open streams alone.
+Tokens per second over all streams are the same in every stage, so that stages differ in open streams alone. A replica
+computes one token for each of its streams in one step, so its tokens come in bursts, as those of a real one do.
 Run through `make bench-gateway`, or: python benchmarks/gateway_streams.py --streams 1000 5000 10000
 """
 
@@ -449,12 +450,12 @@ def show(found: dict[str, Any]) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--streams", type=int, nargs="+", default=sorted(AIMS_MS))
-    parser.add_argument("--replicas", type=int, default=8)
+    parser.add_argument("--streams-per-replica", type=int, default=250, help="About the batch of a real replica.")
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--straight-share", type=float, default=0.05, help="Streams beside the gateway.")
     parser.add_argument("--tokens-per-s", type=float, default=500.0, help="Over all streams.")
     parser.add_argument("--seconds", type=float, default=40.0, help="Of one measurement; at least two tokens each.")
-    parser.add_argument("--opening-at-once", type=int, default=8, help="Per client process.")
+    parser.add_argument("--opening-at-once", type=int, default=2, help="Per client process.")
     parser.add_argument("--output", type=pathlib.Path, help="Write the findings as JSON.")
     parser.add_argument("--client", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -471,9 +472,10 @@ def main() -> int:
     report: dict[str, Any] = {"machine": describe_machine(), "open_files": limit, "stages": []}
     for wanted in arguments.streams:
         streams = min(wanted, most)
-        straight = max(arguments.clients * arguments.replicas, round(streams * arguments.straight_share))
+        replicas = -(-streams // arguments.streams_per_replica)
+        straight = max(arguments.clients * replicas, round(streams * arguments.straight_share))
         stage = Stage(
-            streams, arguments.replicas, arguments.clients, straight, arguments.tokens_per_s,
+            streams, replicas, arguments.clients, straight, arguments.tokens_per_s,
             max(arguments.seconds, 2 * (streams + straight) / arguments.tokens_per_s), arguments.opening_at_once,
         )  # fmt: skip
         found = run_stage(stage) | {"wanted": wanted, "interval_s": stage.interval_s}
