@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import json
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ Row = dict[str, str]
 
 
 class Conformance:
-    """A pytest plugin: merges results into a JSON file when the session ends, also when workers ran the tests."""
+    """A pytest plugin: merges results into a JSON file when the session ends."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -25,7 +26,7 @@ class Conformance:
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-        """Give the report what the page needs; it may travel to another process."""
+        """Give the report what the page needs."""
         outcome = yield
         minor = item.callspec.params.get("minor", "*") if hasattr(item, "callspec") else "*"
         outcome.get_result().user_properties.append((PROPERTY, [sentence_id(item), str(minor)]))
@@ -38,15 +39,19 @@ class Conformance:
             row = self._rows.setdefault(test, {})
             row[minor] = min(row.get(minor, "passed"), report.outcome, key=_WORST_FIRST.index)
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    def pytest_sessionfinish(self) -> None:
         """Write the file; rows of tests that did not run this time stay."""
-        if not self._rows or hasattr(session.config, "workerinput"):
+        if not self._rows:
             return
-        known = json.loads(self._path.read_text()) if self._path.exists() else {}
-        for test, row in self._rows.items():
-            known.setdefault(test, {}).update(row)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+        with self._path.open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # the runs of two minors end at about the same time
+            file.seek(0)
+            known = json.loads(file.read() or "{}")
+            for test, row in self._rows.items():
+                known.setdefault(test, {}).update(row)
+            file.truncate(0)
+            file.write(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
 def sentence_id(item: pytest.Item) -> str:

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Run the end-to-end tests on every pinned Kubernetes minor, all minors at the same time: run.sh [PYTEST ARGUMENTS...].
+# Each line of output begins with the minor it tells of. What fails is run once more, alone, because shared machines have slow
+# minutes; the output shows both. Exits with 1 when something failed twice.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+
+pytest=${PYTEST:-.venv/bin/pytest}
+if [ -n "${WINDLASS_E2E_KUBECONFIG:-}" ]; then exec "$pytest" -q tests/e2e "$@"; fi
+mkdir -p build
+
+run() {  # run MINOR ARGUMENTS...
+    local minor=$1
+    shift
+    "$pytest" -q tests/e2e --kubernetes "$minor" -o cache_dir="build/e2e-cache-$minor" --junit-xml "build/e2e-$minor.xml" "$@" 2>&1 | sed -u "s/^/[$minor] /"
+}
+
+runs=()
+for folder in tests/e2e/tools/kubernetes-*; do
+    minor=${folder##*kubernetes-}
+    (run "$minor" "$@" || { echo "[$minor] once more, what failed"; run "$minor" --last-failed --last-failed-no-failures none "$@"; }) &
+    runs+=($!)
+done
+failed=0
+for run in "${runs[@]}"; do wait "$run" || failed=1; done
+exit $failed
