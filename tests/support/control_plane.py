@@ -203,6 +203,7 @@ class ControlPlane:
             "--root-ca-file=certificates/authority.crt",
             "--bind-address=127.0.0.1",
             f"--secure-port={self.ports[3]}",
+            "--leader-elect=false",  # alone here, and it should outlive an API server that is away
             "--cert-dir=controller-manager-certificates",
             "--horizontal-pod-autoscaler-sync-period=2s",
         ]
@@ -212,6 +213,7 @@ class ControlPlane:
             f"--kubeconfig={self.kubeconfig}",
             "--bind-address=127.0.0.1",
             f"--secure-port={self.ports[4]}",
+            "--leader-elect=false",  # alone here, and it should outlive an API server that is away
             "--cert-dir=scheduler-certificates",
         ]
 
