@@ -215,7 +215,7 @@ class FakePrometheus:
         self.queries: list[Mapping[str, str]] = []
         self.authorization: list[str | None] = []
 
-    async def __call__(self, request: web.Request) -> web.Response:
+    async def answer(self, request: web.Request) -> web.Response:
         self.queries.append(dict(request.query))
         self.authorization.append(request.headers.get("Authorization"))
         status, body = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -229,7 +229,7 @@ def matrix(*values: tuple[str, float, str]) -> tuple[int, Any]:
 
 @contextlib.asynccontextmanager
 async def prometheus_source(fake: FakePrometheus, clock: Clock, **more: Any) -> AsyncIterator[PrometheusSource]:
-    async with serving(fake) as url:
+    async with serving(fake.answer) as url:
         settings = replace(AdapterSettings(), source="prometheus", prometheus_url=f"{url}/", **more)
         source = PrometheusSource(settings, clock)
         try:
