@@ -30,6 +30,8 @@ async def relay(request: web.BaseRequest, reply: Reply, request_id: str, stall_s
     ConnectionError.
     """
     upstream = reply.response
+    if upstream.content.is_eof():
+        return _pass_on_whole(reply, request_id)
     response = web.StreamResponse(status=upstream.status, reason=upstream.reason)
     response.headers.extend(headers_to_client(upstream.headers.items(), request_id))
     response.content_length = upstream.content_length
@@ -53,6 +55,18 @@ async def relay(request: web.BaseRequest, reply: Reply, request_id: str, stall_s
         await _write(request, response, piece, stall_s)
         tail = (tail + piece[-4:])[-4:]
     await response.write_eof()
+    return Delivery(response, response.status)
+
+
+def _pass_on_whole(reply: Reply, request_id: str) -> Delivery:
+    """An answer that came in one piece with its head also leaves in one: half the system calls and packets."""
+    upstream = reply.response
+    response = web.Response(
+        status=upstream.status,
+        reason=upstream.reason,
+        headers=headers_to_client(upstream.headers.items(), request_id),
+        body=upstream.content.read_nowait(),
+    )
     return Delivery(response, response.status)
 
 

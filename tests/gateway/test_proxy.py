@@ -44,6 +44,27 @@ async def test_a_whole_answer_passes_through(bench: BuildBench, replica: BuildRe
     assert answer == "a0 a1 a2 "
 
 
+async def test_an_answer_that_came_in_one_piece_leaves_in_one(
+    bench: BuildBench, replica: BuildReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = await replica("a", words=3)
+    front = await bench(build_route([a.address]))
+    port = int(front.url.rpartition(":")[2])
+    written: list[bytes] = []
+    write = asyncio.selector_events._SelectorSocketTransport.write  # type: ignore[attr-defined]
+
+    def note(transport: asyncio.Transport, data: bytes) -> None:
+        if transport.get_extra_info("sockname")[1] == port:
+            written.append(bytes(data))
+        write(transport, data)
+
+    # Nothing above the transport shows how often it is written to, and each time is a system call and a packet.
+    monkeypatch.setattr(asyncio.selector_events._SelectorSocketTransport, "write", note)  # type: ignore[attr-defined]
+    answer = await post(front)
+
+    assert [piece.endswith(answer.content) for piece in written] == [True]
+
+
 async def test_each_streamed_piece_arrives_before_the_replica_sends_the_next(
     bench: BuildBench, replica: BuildReplica
 ) -> None:
