@@ -161,8 +161,10 @@ class WatchAudit:
     async def audit_all(self) -> None:
         """Audit everything; the graces of several dead watches run at once."""
         async with asyncio.TaskGroup() as group:
-            for kind, namespace in self._scopes:
-                group.create_task(self._audit_safely(kind, namespace))
+            audits = [group.create_task(self._audit_safely(kind, namespace)) for kind, namespace in self._scopes]
+        problems = [problem for problem in (audit.result() for audit in audits) if problem]
+        if problems:
+            log.warning("Audit not possible. watches=%d first=%s", len(problems), problems[0])
 
     async def _fill(self) -> None:
         self._say_filling()
@@ -214,12 +216,15 @@ class WatchAudit:
         waiting = {kind.kind for kind, namespace in self._scopes if _scope(kind, namespace) not in self._filled}
         self._cluster.set_filling(tuple(sorted(waiting)))
 
-    async def _audit_safely(self, kind: ApiKind, namespace: str) -> None:
+    async def _audit_safely(self, kind: ApiKind, namespace: str) -> str:
+        """Audit one kind; return why that was not possible. Says nothing about the watch: the API server's own trouble
+        must not restart every operator.
+        """
         try:
             await self.audit(kind, namespace)
         except errors.WindlassError as exc:
-            # Says nothing about the watch; the API server's own trouble must not restart every operator.
-            log.warning("Audit not possible. kind=%s namespace=%s error=%s", kind.kind, namespace or "*", exc)
+            return f"{_scope(kind, namespace)}: {exc}"
+        return ""
 
     async def audit(self, kind: ApiKind, namespace: str) -> Missed:
         """Compare one kind with a list, repair what its watch missed and return it."""

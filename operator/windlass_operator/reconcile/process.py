@@ -182,7 +182,7 @@ def build_operator(
         client,
         cluster,
         namespaces=settings.namespaces,
-        times=AuditTimes(settings.audit_interval_s),
+        times=AuditTimes(settings.audit_interval_s, min(AuditTimes().grace_s, settings.audit_interval_s)),
         on_change=lambda key: parts[0].wake(key),
         on_filled=lambda: parts[0].wake_all(0.0),
         clock=clock,
