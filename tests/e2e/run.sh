@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Run the end-to-end tests on every pinned Kubernetes minor, all minors at the same time: run.sh [PYTEST ARGUMENTS...].
+# Run the end-to-end tests on every pinned Kubernetes minor, all minors at the same time: run.sh [FILES AND PYTEST FLAGS...].
 # Each line of output begins with the minor it tells of. What fails is run once more, alone, because shared machines have slow
 # minutes; the output shows both. Exits with 1 when something failed twice.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
 pytest=${PYTEST:-.venv/bin/pytest}
-if [ -n "${WINDLASS_E2E_KUBECONFIG:-}" ]; then exec "$pytest" -q tests/e2e "$@"; fi
+[ $# -gt 0 ] || set -- tests/e2e
+if [ -n "${WINDLASS_E2E_KUBECONFIG:-}" ]; then exec "$pytest" -q "$@"; fi
 mkdir -p build
 
 run() {  # run MINOR ARGUMENTS...
     local minor=$1
     shift
-    "$pytest" -q tests/e2e --kubernetes "$minor" -o cache_dir="build/e2e-cache-$minor" --junit-xml "build/e2e-$minor.xml" "$@" 2>&1 | sed -u "s/^/[$minor] /"
+    "$pytest" -q --kubernetes "$minor" -o cache_dir="build/e2e-cache-$minor" --junit-xml "build/e2e-$minor.xml" "$@" 2>&1 | sed -u "s/^/[$minor] /"
 }
 
 runs=()
