@@ -59,6 +59,8 @@ CREATORS = 16
 BURST_TIMEOUT_S = 1200.0
 QUIET_S = 10.0
 """An operator that wrote nothing for this long has settled."""
+QUIET_PERCENT = 15.0
+"""A machine that is busier than this is not quiet."""
 FAST = {
     "kube-controller-manager": (
         "--kube-api-qps=5000",
@@ -308,7 +310,6 @@ async def burst_windlass(bench: Bench, operator: OperatorProcess) -> dict[str, A
         "refusals": dict(read_refusals(bench.plane.audit_log, OPERATOR, mark)),
         "reconciles": operator.metric("windlass_reconcile_duration_seconds_count"),
         "rss_peak_mb": memory.peak_mb,
-        "events_dropped": None,
         **used,
     }
 
@@ -591,16 +592,41 @@ def is_ray_ready(cluster: Mapping[str, Any]) -> bool:
 
 
 async def measure(subject: str, plan: argparse.Namespace) -> dict[str, Any]:
-    """One subject on a fresh control plane."""
+    """One subject on a fresh control plane. Raises RuntimeError when one of its servers ends meanwhile."""
     count = plan.idle if subject == "idle" else plan.count
-    async with started_bench(plan.kubernetes, count) as bench:
-        if subject == "floor":
-            return await measure_floor(bench)
-        if subject == "windlass":
-            return await measure_windlass(bench, plan)
-        if subject == "idle":
-            return await measure_idle(bench, plan)
-        return await measure_kuberay(bench, subject == "kuberay-raised", plan.workers, plan)
+    await wait_for_quiet(plan.patience_s)
+    async with started_bench(plan.kubernetes, count) as bench, asyncio.TaskGroup() as group:
+        guard = group.create_task(guard_servers(bench))
+        figures = await measure_on(bench, subject, plan)
+        guard.cancel()
+        return figures
+
+
+async def measure_on(bench: Bench, subject: str, plan: argparse.Namespace) -> dict[str, Any]:
+    """One subject on a control plane that runs."""
+    if subject == "floor":
+        return await measure_floor(bench)
+    if subject == "windlass":
+        return await measure_windlass(bench, plan)
+    if subject == "idle":
+        return await measure_idle(bench, plan)
+    return await measure_kuberay(bench, subject == "kuberay-raised", plan.workers, plan)
+
+
+async def guard_servers(bench: Bench) -> None:
+    """Fail when a server of the control plane ends: waiting for the rest of a burst would be in vain."""
+    while True:
+        ended = [name for name, process in bench.plane.processes.items() if process.poll() is not None]
+        if ended:
+            raise RuntimeError(f"ended by itself: {', '.join(ended)}")
+        await asyncio.sleep(1.0)
+
+
+async def wait_for_quiet(patience_s: float) -> None:
+    """Wait until others use little of the machine, at most this long."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline and psutil.cpu_percent(interval=5.0) > QUIET_PERCENT:  # noqa: ASYNC110
+        await asyncio.sleep(5.0)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -660,6 +686,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--restarts", type=int, default=1)
     parser.add_argument("--idle", type=int, default=0, help="services of the idle measurement; 0 for none")
     parser.add_argument("--workers", type=int, default=8, help="concurrency of kuberay-raised: our default")
+    parser.add_argument("--patience-s", type=float, default=0.0, help="wait this long for a quiet machine each time")
     parser.add_argument("--kubernetes", default="", help="minor, such as 1.34; the newest pinned one by default")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--logs", type=Path, help="folder for the operators' logs")
