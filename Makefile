@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.windlass-installed
 PYTEST ?= $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test control-plane e2e conformance verify lock lint format types layers generate manifests images model bench bench-gateway gpu-check clean
+.PHONY: help setup demo test control-plane e2e conformance verify lock lint format types layers generate manifests images model bench bench-control-plane bench-gateway gpu-check clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 16
@@ -74,6 +74,9 @@ bench: $(STAMP)  ## compare decoding on this CPU with transformers; needs a quie
 
 bench-gateway: $(STAMP)  ## hold thousands of streams open through the gateway to simulated replicas; needs a quiet machine
 	$(BIN)/python benchmarks/gateway_streams.py --output build/gateway_streams.json
+
+bench-control-plane: $(STAMP)  ## compare the operator with KubeRay and with none on a real control plane; needs Go and a quiet machine
+	PYTHONPATH=tests $(BIN)/python benchmarks/control_plane.py --repeats 3 --idle 5000 --output build/control_plane.json
 
 gpu-check:       ## everything that needs a GPU, with the machine's own python3 and torch; writes docs/benchmarks/gpu.md
 	PYTHONPATH=operator:runtime:kernels:tests python3 benchmarks/gpu_check.py --report docs/benchmarks/gpu.md
