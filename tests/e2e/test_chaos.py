@@ -38,7 +38,7 @@ from support.fault_proxy import (
 from support.invariants import Promise, assert_one_writer, watching
 from support.kube_client import KubeClient, Manifest, RefusedError, eventually
 from support.operator_process import OperatorProcess
-from support.services import API, CHILD_KINDS, children, deployment, service, wait_ready
+from support.services import API, CHILD_KINDS, children, condition, deployment, service, wait_ready
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_plane]
 
@@ -124,6 +124,24 @@ def build_site(sites: Build, shared_site: Site) -> Iterator[Build]:
     yield build
     for one in built:
         end(one.operator)
+
+
+@pytest.fixture
+def webhook(kube: KubeClient) -> Iterator[Manifest]:
+    """Judges Deployments of one namespace, at an address where nobody is."""
+    hook = {
+        "name": "gate.example.com",
+        "clientConfig": {"url": "https://127.0.0.1:9/"},
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "team-a"}},
+        "rules": [{"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["*"], "resources": ["deployments"]}],
+        "failurePolicy": "Fail",
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+        "timeoutSeconds": 1,
+    }
+    kind = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration"}
+    yield {**kind, "metadata": {"name": "gate"}, "webhooks": [hook]}
+    kube.delete(kind["apiVersion"], kind["kind"], "gate")
 
 
 def end(operator: OperatorProcess) -> None:
@@ -358,6 +376,19 @@ def test_a_crd_removed_and_created_again_needs_no_restart(
     wait_ready(kube, "after")
     eventually(lambda: site.operator.probe("readyz"), bool)
     assert site.operator.pid == before
+
+
+@pytest.mark.usefixtures("clean", "site")
+def test_a_webhook_that_does_not_answer_is_named_in_the_status(kube: KubeClient, webhook: Manifest) -> None:
+    kube.apply(webhook)
+    kube.apply(service())
+    eventually(lambda: condition(kube), lambda found: "gate.example.com" in found.get("message", ""))
+    assert kube.get("v1", "Service", "chat", "team-a"), "the other children are there"
+
+    kube.delete(webhook["apiVersion"], webhook["kind"], webhook["metadata"]["name"])
+    kube.apply(service(drain={"timeoutSeconds": 30}))  # sooner than its retry, a minute later
+
+    wait_ready(kube)
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Nothing is retried here except one request after a 401 with fresh credentials: t
   409                          ApplyConflict (RetryLater)
   410, 429, 5xx, timeouts      RetryLater, after Retry-After where the server says so
   400, 403 on writes, 413, 422 ApplyRejected with a reason for the owner's status
+  500 for want of a webhook    the same
   401, 403 on reads, no route  ClusterUnavailable
 """
 
@@ -32,6 +33,8 @@ METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s
 PAGE_SIZE: Final = 500
 LISTED: Final = ("name", "namespace", "uid", "resourceVersion")
 MAX_RETRY_AFTER_S: Final = 120.0
+WEBHOOK_FAILED: Final = "failed calling webhook"
+"""How the server's words begin when an admission webhook does not answer."""
 
 
 class NotFound(errors.ApplyRejected):
@@ -254,6 +257,9 @@ def error_of(
         return NotFound(message if answer.get("message") else where)
     if status == 409:
         return errors.ApplyConflict(where, after_s=0.2)
+    if status == 500 and WEBHOOK_FAILED in message:
+        # Down for hours, maybe: the owner's status must tell, and the other objects need not wait for it.
+        return errors.ApplyRejected(message, reason="WebhookFailed")
     if status == 429 or status >= 500 or status == 410:
         return errors.RetryLater(where, after_s=_retry_after_s(headers))
     if status == 401:
