@@ -1,10 +1,11 @@
-"""A work queue of keys: every key waits at most once and never runs twice at the same time.
+"""A work queue of keys: every key waits at most once, none runs twice at a time, and no group crowds out another.
 
 `KeyedQueue` holds the rules and takes the time as an argument, so a table or a property test drives it with virtual
 time. `AsyncKeyedQueue` adds waiting on top and nothing else.
 
 The life of a key:   add -> waiting (once, until due) -> take -> busy -> done | retry
-A key added while busy is remembered and waits again as soon as it is done.
+A key added while busy is remembered and waits again as soon as it is done. Groups of due keys take turns: a tenant that
+creates a thousand services at once delays another tenant's edit by one turn, and not by a thousand.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
@@ -45,15 +47,29 @@ class Rate:
     burst: int = 200
 
 
+class Place(NamedTuple):
+    """When a waiting key is due, and its rank among those that are due at the same time."""
+
+    due_s: float
+    rank: int
+
+
+def same_group(key: Hashable) -> Hashable:  # noqa: ARG001  (the signature of a grouping)
+    """Put all keys into one group: who is due longest comes first."""
+    return None
+
+
 class KeyedQueue(Generic[K]):
     """The rules, without waiting. Times are seconds of one monotonic clock."""
 
-    def __init__(self, backoff: Backoff, rate: Rate) -> None:
+    def __init__(self, backoff: Backoff, rate: Rate, group_of: Callable[[K], Hashable] = same_group) -> None:
         self._backoff = backoff
         self._rate = rate
-        self._due: dict[K, float] = {}  # waiting keys; the truth, the heap may hold outdated entries
-        self._heap: list[tuple[float, int, K]] = []
-        self._order = itertools.count()
+        self._group_of = group_of
+        self._waiting: dict[K, Place] = {}  # the truth; heap and lines may hold outdated places
+        self._heap: list[tuple[Place, K]] = []  # keys that are due later
+        self._lines: dict[Hashable, deque[tuple[Place, K]]] = {}  # keys that are due, by group; the next turn first
+        self._ranks = itertools.count()
         self._busy: set[K] = set()
         self._touched: dict[K, float] = {}  # busy keys to run again, and when
         self._failures: dict[K, int] = {}
@@ -62,24 +78,27 @@ class KeyedQueue(Generic[K]):
 
     def add(self, key: K, now_s: float, delay_s: float = 0.0) -> None:
         """Make `key` due in `delay_s`; an earlier due time that it already has stays."""
-        due = now_s + delay_s
-        waiting = self._touched if key in self._busy else self._due
-        if key in waiting and waiting[key] <= due:
-            return
-        waiting[key] = due
-        if waiting is self._due:
-            heapq.heappush(self._heap, (due, next(self._order), key))
+        due_s = now_s + delay_s
+        if key in self._busy:
+            self._touched[key] = min(due_s, self._touched.get(key, due_s))
+        elif key not in self._waiting or due_s < self._waiting[key].due_s:
+            place = self._waiting[key] = Place(due_s, next(self._ranks))
+            heapq.heappush(self._heap, (place, key))
 
     def take(self, now_s: float) -> K | None:
-        """Return the key that has been due longest and mark it busy; None while nothing is due or the rate is used
-        up.
+        """Return the key whose group's turn it is, of those the one that has been due longest, and mark it busy.
+
+        None while nothing is due or the rate is used up.
         """
         self._refill(now_s)
-        self._drop_outdated()
-        if not self._heap or self._heap[0][0] > now_s or self._tokens < WHOLE_TOKEN:
+        if not self._line_up(now_s) or self._tokens < WHOLE_TOKEN:
             return None
-        _, _, key = heapq.heappop(self._heap)
-        del self._due[key]
+        group, line = next(iter(self._lines.items()))
+        _, key = line.popleft()
+        del self._lines[group]
+        if line:
+            self._lines[group] = line  # behind the others
+        del self._waiting[key]
         self._busy.add(key)
         self._tokens = max(0.0, self._tokens - 1.0)
         return key
@@ -105,26 +124,25 @@ class KeyedQueue(Generic[K]):
         """Drop what is remembered of a key whose object is gone. A busy key stays busy until done."""
         self._failures.pop(key, None)
         self._touched.pop(key, None)
-        self._due.pop(key, None)
+        self._waiting.pop(key, None)
 
     def next_due_s(self, now_s: float) -> float | None:
         """Return when `take` can next succeed, in clock seconds; None when nothing waits."""
         self._refill(now_s)
-        self._drop_outdated()
-        if not self._heap:
+        due_at = now_s if self._line_up(now_s) else self._heap[0][0].due_s if self._heap else None
+        if due_at is None:
             return None
         token_at = now_s if self._tokens >= WHOLE_TOKEN else now_s + (1.0 - self._tokens) / self._rate.per_s
-        return max(self._heap[0][0], token_at)
+        return max(due_at, token_at)
 
     def head_age_s(self, now_s: float) -> float:
         """Return how long the longest-due key has been waiting past its due time; 0 when none is due."""
-        self._drop_outdated()
-        return max(0.0, now_s - self._heap[0][0]) if self._heap else 0.0
+        return max(0.0, now_s - min((place.due_s for place in self._waiting.values()), default=now_s))
 
     @property
     def depth(self) -> int:
         """Keys that wait, due or delayed; busy keys do not count."""
-        return len(self._due) + len(self._touched)
+        return len(self._waiting) + len(self._touched)
 
     @property
     def busy(self) -> frozenset[K]:
@@ -133,10 +151,13 @@ class KeyedQueue(Generic[K]):
 
     def check(self) -> None:
         """Assert the invariants; for tests."""
-        assert not self._busy & self._due.keys(), "a busy key waits in the main line"
+        assert not self._busy & self._waiting.keys(), "a busy key waits in the main line"
         assert self._touched.keys() <= self._busy, "an idle key is marked as touched"
-        live = {key for due, _, key in self._heap if self._due.get(key) == due}
-        assert live == self._due.keys(), "the heap lost a waiting key"
+        later = {key for place, key in self._heap if not self._is_outdated(place, key)}
+        lined_up = [key for line in self._lines.values() for place, key in line if not self._is_outdated(place, key)]
+        assert later | set(lined_up) == self._waiting.keys(), "a waiting key is lost"
+        assert len(lined_up) == len(set(lined_up)), "a key stands in line twice"
+        assert all(self._lines.values()), "an empty line has a turn"
         assert 0.0 <= self._tokens <= self._rate.burst, "the bucket is out of range"
 
     def _release(self, key: K, now_s: float) -> None:
@@ -150,9 +171,23 @@ class KeyedQueue(Generic[K]):
             self._tokens = min(float(self._rate.burst), self._tokens + (now_s - self._refilled_at) * self._rate.per_s)
         self._refilled_at = now_s if self._refilled_at is None else max(now_s, self._refilled_at)
 
-    def _drop_outdated(self) -> None:
-        while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
-            heapq.heappop(self._heap)
+    def _line_up(self, now_s: float) -> bool:
+        """Move what became due into its group's line, and drop outdated entries; return whether a key is due."""
+        while self._heap and (self._heap[0][0].due_s <= now_s or self._is_outdated(*self._heap[0])):
+            place, key = heapq.heappop(self._heap)
+            if not self._is_outdated(place, key):
+                self._lines.setdefault(self._group_of(key), deque()).append((place, key))
+        while self._lines:
+            group, line = next(iter(self._lines.items()))
+            while line and self._is_outdated(*line[0]):
+                line.popleft()
+            if line:
+                return True
+            del self._lines[group]
+        return False
+
+    def _is_outdated(self, place: Place, key: K) -> bool:
+        return self._waiting.get(key) != place
 
 
 class QueueClosed(Exception):

@@ -137,6 +137,11 @@ class Operator:
         return tuple(f"first listing not complete: {kind}" for kind in self.cluster.filling)
 
 
+def namespace_of(key: Key) -> str:
+    """Group a key: namespaces take turns at the workers, and so do objects of the cluster as a whole."""
+    return key.namespace
+
+
 def build_operator(
     settings: OperatorSettings, load_access: AccessLoader, identity: str, random_source: random.Random
 ) -> Operator:
@@ -146,7 +151,9 @@ def build_operator(
     leadership = Leadership(clock)
     backoff = Backoff(settings.backoff_first_s, settings.backoff_longest_s)
     queue = AsyncKeyedQueue[Key](
-        KeyedQueue(backoff, Rate(settings.reconciles_per_s, settings.reconcile_burst)), clock, random_source.random
+        KeyedQueue(backoff, Rate(settings.reconciles_per_s, settings.reconcile_burst), group_of=namespace_of),
+        clock,
+        random_source.random,
     )
     parts: list[Operator] = []
     metrics = probes.Metrics(lambda: queue.depth, lambda: leadership.held)

@@ -129,6 +129,36 @@ def test_starts_are_limited_to_the_rate_after_the_burst():
     assert (queue.take(0.5), queue.take(0.5)) == ("k3", None)
 
 
+def test_groups_take_turns_however_many_keys_one_of_them_has():
+    queue = KeyedQueue[str](Backoff(), PLENTY, group_of=lambda key: key[0])
+    for number in range(5):
+        queue.add(f"a{number}", 0.0)
+    queue.add("b0", 1.0)
+    queue.add("c0", 1.0)
+
+    assert [queue.take(2.0) for _ in range(7)] == ["a0", "b0", "c0", "a1", "a2", "a3", "a4"]
+
+
+def test_a_group_that_was_served_stands_behind_one_that_was_not():
+    queue = KeyedQueue[str](Backoff(), PLENTY, group_of=lambda key: key[0])
+    for key in ("a0", "a1", "b0", "b1"):
+        queue.add(key, 0.0)
+    first = queue.take(1.0)
+    queue.add("c0", 1.0)
+
+    assert [first, *(queue.take(1.0) for _ in range(4))] == ["a0", "b0", "a1", "c0", "b1"]
+
+
+def test_a_key_that_was_forgotten_in_line_is_skipped():
+    queue = build_queue()
+    queue.add("a", 0.0)
+    queue.add("b", 0.0)
+    queue.next_due_s(1.0)
+    queue.forget("a")
+
+    assert (queue.take(1.0), queue.take(1.0)) == ("b", None)
+
+
 def test_head_age_tells_how_long_the_oldest_due_key_waits():
     queue = build_queue()
     queue.add("later", 0.0, delay_s=100.0)
@@ -143,7 +173,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue = KeyedQueue[str](Backoff(1.0, 30.0, 0.3), Rate(per_s=5.0, burst=4))
+        self.queue = KeyedQueue[str](Backoff(1.0, 30.0, 0.3), Rate(per_s=5.0, burst=4), group_of=lambda key: key < "c")
         self.now = 0.0
         self.busy: set[str] = set()
         self.owed: set[str] = set()  # keys that must run after the last change they saw
@@ -173,6 +203,11 @@ class Machine(RuleBasedStateMachine):
         if key in self.busy:
             self.busy.discard(key)
             self.queue.done(key, self.now)
+
+    @rule(key=keys)
+    def forget(self, key):
+        self.queue.forget(key)
+        self.owed.discard(key)
 
     @rule(key=keys, random=st.floats(0, 0.999))
     def retry(self, key, random):

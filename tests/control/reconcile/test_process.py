@@ -53,6 +53,14 @@ async def test_the_echo_of_an_own_write_queues_nothing(operator):
     assert operator.queue.depth == 0
 
 
+async def test_a_burst_in_one_namespace_lets_another_in_between(operator):
+    for number in range(3):
+        operator.queue.add(Key("InferenceService", "busy", f"chat-{number}"))
+    operator.queue.add(Key("InferenceService", "calm", "chat"))
+
+    assert [(await operator.queue.take()).namespace for _ in range(4)] == ["busy", "calm", "busy", "busy"]
+
+
 async def test_a_resync_queues_every_object_of_ours(operator):
     operator.absorb("ADDED", build_service())
     operator.absorb(
