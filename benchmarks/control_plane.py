@@ -19,7 +19,9 @@ import argparse
 import asyncio
 import contextlib
 import datetime
+import itertools
 import json
+import math
 import os
 import platform
 import random
@@ -36,7 +38,7 @@ from typing import Any
 import control_plane_objects as objects
 import psutil
 import yaml
-from control_plane_client import Api, Sightings, collection, collection_of, connected
+from control_plane_client import Api, Sightings, collection, collection_of, connected, own_name
 from control_plane_figures import (
     MemoryWatch,
     Meter,
@@ -57,6 +59,8 @@ SUBJECTS = ("floor", "windlass", "kuberay", "kuberay-raised")
 CREATORS = 16
 """Requests of the load generator under way at a time."""
 BURST_TIMEOUT_S = 1200.0
+NEIGHBOUR_S = 2.0
+"""Between two single objects of a tenant that takes no part in the burst."""
 QUIET_S = 10.0
 """An operator that wrote nothing for this long has settled."""
 QUIET_PERCENT = 15.0
@@ -234,10 +238,11 @@ async def watching(
     *,
     whole: bool,
     accept: Callable[[Mapping[str, Any]], bool] = bool,
+    name_of: Callable[[Mapping[str, Any]], str] = own_name,
 ) -> AsyncIterator[None]:
     """Watch a kind in the background."""
     path = collection(*kind)
-    task = asyncio.create_task(bench.api.watch(path, sightings.taker(accept), whole=whole))
+    task = asyncio.create_task(bench.api.watch(path, sightings.taker(accept, name_of), whole=whole))
     try:
         yield
     finally:
@@ -281,34 +286,52 @@ async def burst_windlass(bench: Bench, operator: OperatorProcess) -> dict[str, A
     """Create all services at once and wait until all are Ready."""
     services, deployments = Sightings(), Sightings()
     mark = bench.mark()
+    burst = [objects.inference_service(index) for index in range(bench.count)]
     async with (
-        watching(bench, (objects.API, "InferenceService"), services, whole=True, accept=is_ready),
+        watching(bench, (objects.API, "InferenceService"), services, whole=True, accept=of_burst(is_ready)),
         watching(bench, ("apps/v1", "Deployment"), deployments, whole=False),
     ):
-        with MemoryWatch(operator.pid) as memory:
-            meter = bench.meter(operator=operator.pid)
-            started = time.monotonic()
-            burst = [objects.inference_service(index) for index in range(bench.count)]
-            random.Random(1).shuffle(burst)
-            answered = await create_all(bench.api, burst)
-            created_s = max(answered.values()) - started
-            complete = await services.until(lambda: len(services.accepted) >= bench.count, BURST_TIMEOUT_S)
-            used = meter.read()
+        run = await run_burst(bench, burst, objects.inference_service(0), operator.pid, services, deployments.seen)
         await bench.settle(OPERATOR)
     writes = bench.writes_of(OPERATOR, mark)
-    names = {item["metadata"]["name"] for item in burst}
     return {
-        "complete": complete,
-        "create_s": round(created_s, 2),
-        "children_s": round(max(deployments.seen[name] for name in names if name in deployments.seen) - started, 2),
-        "ready_s": round(max(services.accepted.values(), default=0.0) - started, 2),
-        "spec_to_deployment_s": spread([deployments.seen[name] - answered[name] for name in names]),
-        "spec_to_first_child_s": spread(first_child_delays(read_writes(bench.plane.audit_log, mark), names)),
-        "spec_to_ready_s": spread([services.accepted[name] - answered[name] for name in services.accepted]),
+        **run,
+        "spec_to_first_child_s": spread(first_child_delays(read_writes(bench.plane.audit_log, mark))),
         "children": sum(write.created for write in writes),
         "writes": count_by_resource(writes),
         "refusals": dict(read_refusals(bench.plane.audit_log, OPERATOR, mark)),
         "reconciles": operator.metric("windlass_reconcile_duration_seconds_count"),
+    }
+
+
+async def run_burst(
+    bench: Bench,
+    burst: Sequence[dict[str, Any]],
+    single: dict[str, Any],
+    pid: int,
+    ready: Sightings,
+    children: Mapping[str, float],
+) -> dict[str, Any]:
+    """Create everything at once and wait until all of it is accepted; `children`: when the child of each was seen.
+
+    Meanwhile a tenant that takes no part creates a single object now and then.
+    """
+    with MemoryWatch(pid) as memory:
+        meter = bench.meter(operator=pid)
+        started = time.monotonic()
+        async with neighbouring(bench, single, children) as neighbour:
+            answered = await create_all(bench.api, random.Random(1).sample(burst, len(burst)))
+            complete = await ready.until(lambda: len(ready.accepted) >= len(burst), BURST_TIMEOUT_S)
+            used = meter.read()
+    known = [name for name in answered if name in children]
+    return {
+        "complete": complete,
+        "create_s": round(max(answered.values()) - started, 2),
+        "children_s": round(max((children[name] for name in known), default=math.nan) - started, 2),
+        "ready_s": round(max(ready.accepted.values(), default=math.nan) - started, 2),
+        "spec_to_child_s": spread([children[name] - answered[name] for name in known]),
+        "spec_to_ready_s": spread([seen - answered[name] for name, seen in ready.accepted.items()]),
+        "neighbour_spec_to_child_s": spread(neighbour.delays()),
         "rss_peak_mb": memory.peak_mb,
         **used,
     }
@@ -321,14 +344,53 @@ def is_ready(service: Mapping[str, Any]) -> bool:
     return current and any(item["type"] == "Ready" and item["status"] == "True" for item in status["conditions"])
 
 
-def first_child_delays(writes: Sequence[Write], names: set[str]) -> list[float]:
+def of_burst(holds: Callable[[Mapping[str, Any]], bool]) -> Callable[[Mapping[str, Any]], bool]:
+    """The same condition, for objects of the burst alone."""
+    return lambda manifest: manifest["metadata"]["namespace"] != objects.NEIGHBOUR and holds(manifest)
+
+
+class Neighbour:
+    """What became of the single objects of a tenant that takes no part in the burst."""
+
+    def __init__(self, seen: Mapping[str, float]) -> None:
+        self.answered: dict[str, float] = {}
+        self._seen = seen
+
+    def delays(self) -> list[float]:
+        """Seconds from the answer to each create to the sight of its child."""
+        return [self._seen[name] - answered for name, answered in self.answered.items() if name in self._seen]
+
+
+@contextlib.asynccontextmanager
+async def neighbouring(bench: Bench, manifest: dict[str, Any], seen: Mapping[str, float]) -> AsyncIterator[Neighbour]:
+    """Create a single object of another tenant now and then; `seen` tells when its child was."""
+    neighbour = Neighbour(seen)
+
+    async def create() -> None:
+        for number in itertools.count():
+            await asyncio.sleep(NEIGHBOUR_S)
+            single = objects.for_neighbour(manifest, number)
+            await bench.api.create(single)
+            neighbour.answered[single["metadata"]["name"]] = time.monotonic()
+
+    task = asyncio.create_task(create())
+    try:
+        yield neighbour
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def first_child_delays(writes: Sequence[Write]) -> list[float]:
     """Seconds from the answer to a service's create to the answer to the first create of a child, by the server."""
-    created = {write.name: write.answered_s for write in writes if write.resource == "inferenceservices"}
+    created = {
+        write.name: write.answered_s for write in writes if write.resource == "inferenceservices" and write.created
+    }
     first: dict[str, float] = {}
     for write in writes:
         if write.user == OPERATOR and write.created:
             first.setdefault(write.name.removesuffix("-runtime"), write.answered_s)
-    return [first[name] - created[name] for name in names if name in first and name in created]
+    return [first[name] - created[name] for name in first if name in created and name.startswith("chat-")]
 
 
 async def edit_windlass(bench: Bench, edits: int) -> dict[str, Any]:
@@ -541,46 +603,27 @@ async def measure_kuberay(bench: Bench, raised: bool, workers: int, plan: argpar
 
 async def burst_kuberay(bench: Bench, pid: int) -> dict[str, Any]:
     """Create all RayClusters at once and wait until all are ready."""
-    clusters, pods = Sightings(), Sightings()
-    heads: dict[str, float] = {}
-    take = pods.taker()
-
-    def take_pod(event_type: str, manifest: dict[str, Any]) -> None:
-        take(event_type, manifest)
-        cluster = manifest["metadata"].get("labels", {}).get("ray.io/cluster", "")
-        heads.setdefault(cluster, time.monotonic())
-
+    clusters, heads = Sightings(), Sightings()
     mark = bench.mark()
-    async with watching(bench, ("ray.io/v1", "RayCluster"), clusters, whole=True, accept=is_ray_ready):
-        watcher = asyncio.create_task(bench.api.watch(collection("v1", "Pod"), take_pod, whole=False))
-        try:
-            with MemoryWatch(pid) as memory:
-                meter = bench.meter(operator=pid)
-                started = time.monotonic()
-                burst = [objects.ray_cluster(index) for index in range(bench.count)]
-                random.Random(1).shuffle(burst)
-                answered = await create_all(bench.api, burst)
-                created_s = max(answered.values()) - started
-                complete = await clusters.until(lambda: len(clusters.accepted) >= bench.count, BURST_TIMEOUT_S)
-                used = meter.read()
-            await bench.settle(KUBERAY)
-        finally:
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
+    burst = [objects.ray_cluster(index) for index in range(bench.count)]
+    async with (
+        watching(bench, ("ray.io/v1", "RayCluster"), clusters, whole=True, accept=of_burst(is_ray_ready)),
+        watching(bench, ("v1", "Pod"), heads, whole=False, name_of=ray_cluster_of),
+    ):
+        run = await run_burst(bench, burst, objects.ray_cluster(0), pid, clusters, heads.seen)
+        await bench.settle(KUBERAY)
     writes = bench.writes_of(KUBERAY, mark)
     return {
-        "complete": complete,
-        "create_s": round(created_s, 2),
-        "children_s": round(max((heads[name] for name in answered if name in heads), default=0.0) - started, 2),
-        "ready_s": round(max(clusters.accepted.values(), default=0.0) - started, 2),
-        "spec_to_pod_s": spread([heads[name] - answered[name] for name in answered if name in heads]),
-        "spec_to_ready_s": spread([clusters.accepted[name] - answered[name] for name in clusters.accepted]),
+        **run,
         "children": sum(write.created for write in writes),
         "writes": count_by_resource(writes),
         "refusals": dict(read_refusals(bench.plane.audit_log, KUBERAY, mark)),
-        "rss_peak_mb": memory.peak_mb,
-        **used,
     }
+
+
+def ray_cluster_of(pod: Mapping[str, Any]) -> str:
+    """Name of the RayCluster a pod belongs to."""
+    return str((pod["metadata"].get("labels") or {}).get("ray.io/cluster", ""))
 
 
 def is_ray_ready(cluster: Mapping[str, Any]) -> bool:
@@ -644,11 +687,19 @@ def describe_machine() -> dict[str, Any]:
 
 def print_table(runs: Sequence[Mapping[str, Any]]) -> None:
     """Medians over the repeats, one line per subject."""
-    print(
-        "\n| subject | all created, s | all children, s | all Ready, s | spec to child p50 / p99, s "
-        "| CPU of the operator, s | its peak RSS, MB | CPU of the rest, s | foreign CPU, s |"
+    columns = (
+        "subject",
+        "all created, s",
+        "all children, s",
+        "all Ready, s",
+        "spec to child p50 / p99, s",
+        "of a neighbour, p50 / worst, s",
+        "CPU of the operator, s",
+        "its peak MB",
+        "CPU of the rest, s",
+        "CPU of others, s",
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for subject in SUBJECTS:
         found = [run["figures"] for run in runs if run["subject"] == subject]
         bursts = [figures.get("burst", figures) for figures in found]
@@ -662,13 +713,18 @@ def _cells(bursts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         return f"{statistics.median(values):.1f}" if values else "-"
 
     def delay(burst: Mapping[str, Any], which: str) -> float | None:
-        found = burst.get("spec_to_deployment_s") or burst.get("spec_to_pod_s")
+        found = burst.get("spec_to_child_s")
+        return found[which] if found else None
+
+    def neighbour(burst: Mapping[str, Any], which: str) -> float | None:
+        found = burst.get("neighbour_spec_to_child_s")
         return found[which] if found else None
 
     yield median(lambda burst: burst["create_s"])
     yield median(lambda burst: burst.get("children_s"))
     yield median(lambda burst: burst["ready_s"])
     yield f"{median(lambda burst: delay(burst, 'p50'))} / {median(lambda burst: delay(burst, 'p99'))}"
+    yield f"{median(lambda burst: neighbour(burst, 'p50'))} / {median(lambda burst: neighbour(burst, 'worst'))}"
     yield median(lambda burst: burst["cpu_s"].get("operator"))
     yield median(lambda burst: burst.get("rss_peak_mb"))
     yield median(lambda burst: sum(used for name, used in burst["cpu_s"].items() if name != "operator"))

@@ -111,8 +111,13 @@ def collection(api_version: str, kind: str, namespace: str = "") -> str:
     return f"{root}/namespaces/{namespace}/{plural}" if namespace and kind not in CLUSTER_SCOPED else f"{root}/{plural}"
 
 
+def own_name(manifest: Mapping[str, Any]) -> str:
+    """Name of an object."""
+    return str(manifest["metadata"]["name"])
+
+
 class Sightings:
-    """What a watch saw first, by object name."""
+    """What a watch saw first, by name of the object or of its owner."""
 
     def __init__(self) -> None:
         self.seen: dict[str, float] = {}
@@ -122,13 +127,15 @@ class Sightings:
         self.generations: dict[str, int] = {}
         self._changed = asyncio.Event()
 
-    def taker(self, accept: Callable[[Manifest], bool] = bool) -> Callable[[str, Manifest], None]:
+    def taker(
+        self, accept: Callable[[Manifest], bool] = bool, name_of: Callable[[Manifest], str] = own_name
+    ) -> Callable[[str, Manifest], None]:
         """A function for `Api.watch`."""
 
         def take(event_type: str, manifest: Manifest) -> None:
             if event_type == "DELETED":
                 return
-            now, name = time.monotonic(), manifest["metadata"]["name"]
+            now, name = time.monotonic(), name_of(manifest)
             self.seen.setdefault(name, now)
             self.generations[name] = manifest["metadata"].get("generation", 0)
             if name not in self.accepted and accept(manifest):

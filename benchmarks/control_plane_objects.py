@@ -25,6 +25,8 @@ Manifest = dict[str, Any]
 
 API = "windlass.dev/v1alpha1"
 TENANTS = 20
+NEIGHBOUR = "team-next-door"
+"""A tenant that takes no part in the burst and wants one service now and then."""
 GPU_SHARE = 3
 """Of ten services, how many need a GPU."""
 GPU_NODE = {"nvidia.com/gpu.product": "NVIDIA-H200"}
@@ -60,7 +62,7 @@ def namespace_of(index: int) -> str:
 
 def namespaces() -> Iterator[Manifest]:
     """Namespaces of the tenants and of the operators."""
-    for name in ("windlass-system", "kuberay-system", *(namespace_of(index) for index in range(TENANTS))):
+    for name in ("windlass-system", "kuberay-system", NEIGHBOUR, *(namespace_of(index) for index in range(TENANTS))):
         yield {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
 
 
@@ -72,13 +74,13 @@ def gpu_class() -> Manifest:
 
 def tenants(services: int) -> Iterator[Manifest]:
     """Tenants whose quota has room for everything, with one editor each."""
-    for index in range(TENANTS):
+    for name in (NEIGHBOUR, *(namespace_of(index) for index in range(TENANTS))):
         spec = {
-            "namespaces": [namespace_of(index)],
+            "namespaces": [name],
             "quota": {"gpus": [{"name": "h200", "nominal": 2 * services}]},
-            "subjects": [{"kind": "Group", "name": f"team-{index:02d}"}],
+            "subjects": [{"kind": "Group", "name": name}],
         }
-        yield {"apiVersion": API, "kind": "Tenant", "metadata": {"name": f"tenant-{index:02d}"}, "spec": spec}
+        yield {"apiVersion": API, "kind": "Tenant", "metadata": {"name": name}, "spec": spec}
 
 
 def needs_gpu(index: int) -> bool:
@@ -98,6 +100,11 @@ def inference_service(index: int, replicas: int = 1) -> Manifest:
         spec["accelerator"] = {"classes": ["h200"]}
     metadata = {"name": service_name(index), "namespace": namespace_of(index)}
     return {"apiVersion": API, "kind": "InferenceService", "metadata": metadata, "spec": spec}
+
+
+def for_neighbour(manifest: Manifest, number: int) -> Manifest:
+    """The same object, as the neighbour's."""
+    return {**manifest, "metadata": {"name": f"single-{number:05d}", "namespace": NEIGHBOUR}}
 
 
 def ray_cluster(index: int) -> Manifest:
