@@ -67,6 +67,7 @@ def render(results: dict[str, Row], folder: Path) -> str:
         "",
         "What the end-to-end tests show on real Kubernetes binaries, one line per test. Written by `make conformance`",
         "from the results of `make e2e`; do not edit. `-`: skipped there, for a reason that the test run prints.",
+        "`not run`: not part of the run that this page was written from.",
         "",
     ]
     for path in sorted(folder.glob("test_*.py")):
