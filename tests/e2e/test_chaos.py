@@ -35,7 +35,7 @@ from support.fault_proxy import (
     is_write,
     running_proxy,
 )
-from support.invariants import Promise, assert_one_writer, watching
+from support.invariants import Limit, Promise, assert_one_writer, watching
 from support.kube_client import KubeClient, Manifest, RefusedError, eventually
 from support.operator_process import OperatorProcess
 from support.services import API, CHILD_KINDS, children, condition, deployment, service, wait_ready
@@ -48,6 +48,7 @@ SHORT_LEASE = {
     "WINDLASS_LEASE_RETRY_S": "0.5",
 }
 """Where the lease is not the point. The contract's 20 s are tested with the defaults."""
+H200: Manifest = {"accelerator": {"classes": ["h200"]}}
 QUICK = {**SHORT_LEASE, "WINDLASS_AUDIT_INTERVAL_S": "5", "WINDLASS_REQUEST_TIMEOUT_S": "5"}
 
 
@@ -400,16 +401,15 @@ def test_an_operator_killed_at_random_moments_leaves_nothing_double_and_nobody_s
 ) -> None:
     site, chance = build_site(QUICK), random.Random(20)
     site.start()
-    kube.apply(service("kept", replicas=3, rollout={"minAvailable": 2}))
+    kube.apply(service("kept", replicas=3, rollout={"minAvailable": 2}, **H200))
     wait_ready(kube, "kept")
-    interrupted = 0
-    with watching(control_plane.admin, Promise("kept", min_available=2, replicas=3)) as invariants:
+    interrupted, kept = 0, Promise("kept", min_available=2, replicas=3)
+    with watching(control_plane.admin, kept, Limit("h200", 6)) as invariants:
         with site.proxy.fault(Delay(0.05), on=is_write):  # so that a write is always under way
             for number in range(3):
                 burst(kube, number)
-                mark = len(site.proxy.of_objects())
-                moment = mark + chance.randint(2, 25)
-                eventually(lambda moment=moment: len(site.proxy.of_objects()), lambda count, m=moment: count >= m)
+                moment = len(site.proxy.of_objects()) + chance.randint(2, 25)
+                wait_for_writes(site, moment)
                 site.operator.kill()
                 interrupted += any(0 < len(children(kube, name)) < len(CHILD_KINDS) - 1 for name in names_of(number))
                 site.start()
@@ -557,20 +557,26 @@ def apply_if_possible(kube: KubeClient, manifest: Manifest) -> bool:
     return False
 
 
+def wait_for_writes(site: Site, count: int) -> None:
+    """Return as soon as an operator has written so many objects."""
+    eventually(lambda: len(site.proxy.of_objects()), lambda found: found >= count)
+
+
 def names_of(number: int) -> list[str]:
     """Services of one burst."""
     return [f"burst-{number}-{index}" for index in range(5)]
 
 
 def burst(kube: KubeClient, number: int) -> None:
-    """Create, edit and delete services all at once."""
-    for name in names_of(number):
-        kube.apply(service(name))
-    kube.apply(service("kept", replicas=3, rollout={"minAvailable": 2}, drain={"timeoutSeconds": 25 + number}))
+    """Create, edit and delete services all at once; the first two of each burst want a device of those before."""
+    for index, name in enumerate(names_of(number)):
+        kube.apply(service(name, **(H200 if index < 2 else {})))
+    kube.apply(service("kept", replicas=3, rollout={"minAvailable": 2}, drain={"timeoutSeconds": 25 + number}, **H200))
     if number:
-        first, second, *_ = names_of(number - 1)
-        kube.delete(API, "InferenceService", first, "team-a")
-        kube.apply(service(second, replicas=2))
+        first, second, third, *_ = names_of(number - 1)
+        for name in (first, second):
+            kube.delete(API, "InferenceService", name, "team-a")
+        kube.apply(service(third, replicas=2))
 
 
 @contextlib.contextmanager

@@ -52,11 +52,6 @@ def is_write(call: Call) -> bool:
     return call.method not in READING and not is_lease(call)
 
 
-def is_read(call: Call) -> bool:
-    """Lists and single objects."""
-    return call.method in READING and not call.watches and not is_lease(call)
-
-
 def is_watch(call: Call) -> bool:
     """Watches."""
     return call.watches

@@ -29,6 +29,7 @@ from support.services import API, APPS, CHILD_KINDS, OWNED, RUNTIME, is_ready
 
 INSTANCE = "app.kubernetes.io/instance"
 OWNER_UID = "windlass.dev/owner-uid"
+GPU_CLASS = "windlass.dev/gpu-class"
 WATCH_S = 2
 """Length of one watch; also how long the end of the block waits for the followers."""
 
@@ -43,24 +44,36 @@ class Promise:
     namespace: str = "team-a"
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Devices of a class that pods of a namespace may hold at any moment: none is given out twice."""
+
+    gpu_class: str
+    devices: int
+    namespace: str = "team-a"
+
+
 class Invariants:
     """Use through `watching`."""
 
-    def __init__(self, access: Access, promises: tuple[Promise, ...]) -> None:
+    def __init__(self, access: Access, rules: tuple[Promise | Limit, ...]) -> None:
         self._access = access
         self._kube = KubeClient(access)
-        self._promises = promises
+        self._promises = [rule for rule in rules if isinstance(rule, Promise)]
+        self._limits = [rule for rule in rules if isinstance(rule, Limit)]
+        self._peaks = dict.fromkeys(self._limits, 0)
         self._kept: set[tuple[str, Promise]] = set()
         self._objects: dict[str, dict[str, Manifest]] = {"Pod": {}, "Deployment": {}}
         self._stop = threading.Event()
         self.broken: list[str] = []
-        """Promises that were broken at some moment, in words."""
+        """Promises and limits that were broken at some moment, in words."""
         self.seen = 0
         """Changes of pods and Deployments that went by."""
 
     def check(self) -> None:
         """Assert that no promise was ever broken and that nothing is double, orphaned or marked now."""
         assert self.seen, "nothing was followed"
+        assert all(self._peaks.values()), f"a limit was never touched: {self._peaks}"
         assert not self.broken, "\n".join(self.broken)
         problems = eventually(lambda: [*self._doubles(), *self._orphans(), *self._marks()], lambda found: not found)
         assert not problems
@@ -152,6 +165,11 @@ class Invariants:
     def _take(self, kind: str, objects: dict[str, Manifest]) -> None:
         self.seen += self._objects[kind] != objects
         self._objects[kind] = objects
+        for limit in self._limits if kind == "Pod" else ():
+            held = sum(_devices(pod, limit) for pod in objects.values())
+            self._peaks[limit] = max(held, self._peaks[limit])
+            if held > limit.devices:
+                self.broken.append(f"{time.strftime('%X')} {limit.gpu_class}: {held} devices, limit {limit.devices}")
         for promise in self._promises:
             if kind == "Pod" and promise.min_available:
                 serving = sum(_serves(pod, promise) for pod in objects.values())
@@ -168,9 +186,9 @@ class Invariants:
 
 
 @contextlib.contextmanager
-def watching(access: Access, *promises: Promise) -> Iterator[Invariants]:
+def watching(access: Access, *rules: Promise | Limit) -> Iterator[Invariants]:
     """Invariants that are followed until the block ends; `access` goes past every fault."""
-    invariants = Invariants(access, promises)
+    invariants = Invariants(access, rules)
     kinds = (("v1", "Pod"), (APPS, "Deployment"))
     threads = [threading.Thread(target=invariants.follow, args=kind, daemon=True) for kind in kinds]
     for thread in threads:
@@ -209,6 +227,16 @@ def _serves(pod: Manifest, promise: Promise) -> bool:
         one["type"] == "Ready" and one["status"] == "True" for one in pod.get("status", {}).get("conditions", ())
     )
     return ready and "deletionTimestamp" not in metadata
+
+
+def _devices(pod: Manifest, limit: Limit) -> int:
+    metadata = pod["metadata"]
+    if (metadata["namespace"], metadata["labels"].get(GPU_CLASS)) != (limit.namespace, limit.gpu_class):
+        return 0
+    if pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+        return 0
+    limits = [container.get("resources", {}).get("limits", {}) for container in pod["spec"]["containers"]]
+    return sum(int(count) for each in limits for name, count in each.items() if name.startswith("nvidia.com/"))
 
 
 def _stream(access: Access, path: str) -> Iterator[bytes]:
