@@ -130,7 +130,8 @@ class ObjectCache:
         known = self.get(ref)
         if known is not None:
             self._unindex(ref, known)
-        cached = Cached(self._pool.share(trim(manifest)), version, watched_version, replicas_managers(manifest))
+        shared = self._pool.share(trim(manifest), known.manifest if known is not None else None)
+        cached = Cached(shared, version, watched_version, replicas_managers(manifest))
         self._objects[ref.kind][ref] = cached
         owner, instance = owner_uid_of(cached.manifest), instance_of(cached.manifest)
         if owner:

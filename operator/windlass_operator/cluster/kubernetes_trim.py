@@ -133,31 +133,30 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        self._parts: dict[Any, Any] = {}
+        self._parts: dict[tuple[Any, ...], Any] = {}
 
-    def share(self, value: Any) -> Any:
-        """Return an equal value made of parts that equal values share."""
+    def share(self, manifest: Json, earlier: Mapping[str, Any] | None = None) -> Json:
+        """Return an equal object made of parts that equal objects share; `earlier` is its last version, shared before.
+
+        Most updates change one part of an object, and comparing is far cheaper than looking for parts to share.
+        """
         if len(self._parts) > POOL_SIZE:
             self._parts.clear()
-        return self._share(value)[0]
+        known = earlier or {}
+        return {
+            key: known[key] if key in known and known[key] == value else self._share(value)
+            for key, value in manifest.items()
+        }
 
-    def _share(self, value: Any) -> tuple[Any, Any]:
-        """Return the shared value and what identifies it while the pool holds it."""
-        if isinstance(value, dict):
-            items = {sys.intern(key): self._share(item) for key, item in value.items()}
-            identity: Any = (dict, *((key, item[1]) for key, item in items.items()))
-            found = self._parts.get(identity)
-            if found is None:
-                found = self._parts[identity] = {key: item[0] for key, item in items.items()}
-            return found, (dict, id(found))
-        if isinstance(value, list):
-            parts = [self._share(item) for item in value]
-            identity = (list, *(part[1] for part in parts))
-            found = self._parts.get(identity)
-            if found is None:
-                found = self._parts[identity] = [part[0] for part in parts]
-            return found, (list, id(found))
+    def _share(self, value: Any) -> Any:
+        # What a part holds is shared already, so its own identity is which objects it holds, and they live as long as
+        # the part does. Numbers may have several identities; then less is shared.
         if isinstance(value, str):
-            value = sys.intern(value)
-            return value, value
-        return value, (type(value), value)
+            return sys.intern(value)
+        if isinstance(value, dict):
+            held = {sys.intern(key): self._share(item) for key, item in value.items()}
+            return self._parts.setdefault((dict, *held, *map(id, held.values())), held)
+        if isinstance(value, list):
+            items = [self._share(item) for item in value]
+            return self._parts.setdefault((list, *map(id, items)), items)
+        return value

@@ -144,29 +144,39 @@ json_values = st.recursive(
 def test_a_pool_returns_equal_values_of_the_same_types(values):
     pool = Pool()
 
-    shared = [pool.share(copy.deepcopy(value)) for value in values]
+    shared = [pool.share({"spec": copy.deepcopy(value)})["spec"] for value in values]
 
     assert [repr(value) for value in shared] == [repr(value) for value in values]
 
 
 def test_equal_parts_of_different_objects_are_stored_once():
     pool = Pool()
-    one, two = (pool.share({"name": name, "probe": {"port": [8080]}}) for name in ("one", "two"))
+    one, two = (pool.share({"spec": {"name": name, "probe": {"port": [8080]}}})["spec"] for name in ("one", "two"))
 
     assert one["probe"] is two["probe"]
     assert one is not two
 
 
+def test_a_new_version_keeps_the_parts_of_the_earlier_one():
+    pool = Pool()
+    earlier = pool.share({"spec": {"a": [1]}, "status": {"b": 1}})
+
+    later = pool.share({"spec": {"a": [1]}, "status": {"b": 2}}, earlier)
+
+    assert later == {"spec": {"a": [1]}, "status": {"b": 2}}
+    assert later["spec"] is earlier["spec"]
+
+
 def test_one_and_true_are_not_taken_for_each_other():
     pool = Pool()
 
-    assert [pool.share({"a": value})["a"] for value in (1, True, 1.0)].__repr__() == "[1, True, 1.0]"
+    assert repr([pool.share({"spec": {"a": value}})["spec"]["a"] for value in (1, True, 1.0)]) == "[1, True, 1.0]"
 
 
 def test_a_pool_does_not_grow_for_ever():
     pool = Pool()
 
     for number in range(POOL_SIZE * 2):
-        pool.share({"a": number})
+        pool.share({"spec": {"a": number}})
 
     assert len(pool._parts) <= POOL_SIZE + 1
