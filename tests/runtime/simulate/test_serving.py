@@ -70,9 +70,9 @@ def test_a_full_pool_makes_requests_wait_and_a_full_line_answers_429_with_a_time
     # The first sequence holds one page and will need the other: the second has a place, but waits for pages.
     profile = build_profile(Profile(), {"kv_pages": 2, "answer_tokens": 100, "step_s": 0.05}, "test")
     with simulated(profile, max_running_requests=2, max_queued_requests=0) as client:
-        first = iter(ask(client, stream=True, max_tokens=100))
-        next(first)
-        second = threading.Thread(target=lambda: ask(client, max_tokens=100))
+        first = ask(client, stream=True, max_tokens=100)
+        next(iter(first))
+        second = threading.Thread(target=lambda: ask(client, max_tokens=1))
         second.start()
         while metric(client, "windlass_requests_waiting") < 1:
             pass
@@ -82,7 +82,7 @@ def test_a_full_pool_makes_requests_wait_and_a_full_line_answers_429_with_a_time
 
         assert metric(client, "windlass_requests_running") == 1
         assert metric(client, "windlass_kv_pages_total") == 2
-        list(first)
+        first.close()
         second.join(30)
     assert int(refused.value.response.headers["Retry-After"]) >= 1
 
