@@ -211,10 +211,10 @@ class FaultProxy:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
 
     async def _serve(self) -> None:
-        connector = aiohttp.TCPConnector(limit=0, ssl=self._upstream.ssl_context())
+        self._connector = aiohttp.TCPConnector(limit=0, ssl=self._upstream.ssl_context())
         timeout = aiohttp.ClientTimeout(total=None)
         self._session = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, auto_decompress=False, skip_auto_headers=AUTOMATIC
+            connector=self._connector, timeout=timeout, auto_decompress=False, skip_auto_headers=AUTOMATIC
         )
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_route("*", "/{path:.*}", self._take)
@@ -229,7 +229,9 @@ class FaultProxy:
         for watch in list(self._watches):
             watch.transport.abort()
         await self._runner.cleanup()
+        await self._connector.close(abort_ssl=True)
         await self._session.close()
+        await settle()
 
     async def _cut(self) -> int:
         open_now = list(self._watches)
@@ -317,6 +319,17 @@ class FaultProxy:
         finally:
             self._watches.discard(watch)
         return response
+
+
+async def settle(timeout_s: float = 2.0) -> None:
+    """Let the loop finish what it began by itself: handshakes of connections that were just accepted, and the rounds in
+    which closed TLS transports let go of their sockets. A loop that ends before leaves them open.
+    """
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    ours = {task for task in others if "_accept_connection2" in repr(task.get_coro())}
+    if ours:
+        await asyncio.wait(ours, timeout=timeout_s)
+    await asyncio.sleep(0.05)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from support.fault_proxy import (
     is_watch,
     is_write,
     running_proxy,
+    settle,
 )
 
 EVENT = {"type": "ADDED", "object": {"kind": "Pod"}}
@@ -79,9 +80,13 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
     access = Access(f"https://127.0.0.1:{runner.addresses[0][1]}", authority.file)
     with running_proxy(access, tmp_path / "proxy") as proxy:
-        async with aiohttp.ClientSession() as session:
+        connector = aiohttp.TCPConnector()
+        async with aiohttp.ClientSession(connector=connector) as session:
             yield Bench(upstream, proxy, session)
+            await connector.close(abort_ssl=True)
+        await settle()
     await runner.cleanup()
+    await settle()
 
 
 async def test_without_a_fault_everything_goes_through_as_it_is(bench):
