@@ -171,6 +171,8 @@ def test_a_storm_of_errors_leaves_nothing_behind(
 ) -> None:
     kube.apply(service("kept", replicas=3, rollout={"minAvailable": 2}))
     wait_ready(kube, "kept")
+    name = type(act).__name__
+    before = site.proxy.done[name]  # the proxy serves every case of the table
     with watching(control_plane.admin, Promise("kept", min_available=2, replicas=3)) as invariants:
         with site.proxy.fault(act, on=on, share=0.5):
             for index in range(4):
@@ -179,11 +181,11 @@ def test_a_storm_of_errors_leaves_nothing_behind(
             kube.delete(API, "InferenceService", "storm-3", "team-a")
             time.sleep(3)
             kube.apply(service("storm-0", replicas=2))
-            time.sleep(1)
+            # A write that hangs keeps its key busy until it times out: the storm lasts until enough of it was felt.
+            eventually(lambda: site.proxy.done[name] - before, lambda count: count >= 5, timeout_s=15)
 
         invariants.check_settled(timeout_s=20)
 
-    assert site.proxy.done[type(act).__name__] >= 5
     assert deployment(kube, "kept")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 45
     assert site.operator.running
 
@@ -304,7 +306,6 @@ def test_an_api_server_that_restarts_meets_the_same_operator_and_no_pod_less(
         kube.apply(service("during"))
         kube.apply(service(replicas=4, rollout={"minAvailable": 2}))
         control_plane.stop_api_server()
-        time.sleep(4)
         control_plane.start_api_server()
         kube.delete("v1", "Service", "chat", "team-a")
         vandalise(kube)
@@ -419,29 +420,29 @@ def test_an_operator_killed_at_random_moments_leaves_nothing_double_and_nobody_s
     assert deployment(kube, "kept")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 42
 
 
-@pytest.mark.parametrize("shift_s", [3600, -3600])
 @pytest.mark.usefixtures("clean")
-def test_a_wrong_clock_changes_nothing(kube: KubeClient, build_site: Build, shift_s: int) -> None:
-    right, wrong = build_site(QUICK), build_site(QUICK, (sys.executable, "-c", SKEWED, str(shift_s)))
-    right.start()
-    wrong.operator.start()
+def test_wrong_clocks_neither_give_a_lease_away_nor_keep_it_for_ever(kube: KubeClient, build_site: Build) -> None:
+    late, early = (build_site(QUICK, (sys.executable, "-c", SKEWED, shift_s)) for shift_s in ("-3600", "3600"))
+    late.start()
+    early.operator.start()
     kube.apply(service())
     wait_ready(kube)
-    time.sleep(6)  # longer than the lease: a standby that trusted its clock would have taken it
-    assert (right.operator.leads(), wrong.operator.leads()) == (True, False)
-    assert wrong.proxy.of_objects() == []
+    assert clock_of_leader(kube) < -datetime.timedelta(minutes=50), "the clock was right"
+    time.sleep(6)  # longer than the lease, which by the standby's clock ended an hour ago
+    assert (late.operator.leads(), early.operator.leads()) == (True, False)
+    assert early.proxy.of_objects() == []
 
-    right.operator.stop()
-    wrong.wait_leads(5)
+    late.operator.kill()
+    early.wait_leads(15)
     vandalise(kube)
     eventually(lambda: grace_s(kube), lambda seconds: seconds == 75, timeout_s=5)
+
+    late.operator.start()
+    assert clock_of_leader(kube) > datetime.timedelta(minutes=50), "the clock was right"
+    early.operator.kill()
+    late.wait_leads(15)  # by its clock the lease has an hour to go
     kube.apply(service("second"))
     wait_ready(kube, "second")
-
-    lease = kube.get("coordination.k8s.io/v1", "Lease", "windlass-operator", "windlass-system") or {}
-    renewed = datetime.datetime.fromisoformat(lease["spec"]["renewTime"])
-    assert abs(renewed - datetime.datetime.now(datetime.UTC)) > datetime.timedelta(minutes=50), "the clock was right"
-    assert "Leadership lost" not in wrong.operator.log.read_text()
 
 
 @pytest.mark.usefixtures("clean")
@@ -534,6 +535,12 @@ def grace_s(kube: KubeClient) -> int:
     """The field that `vandalise` edits."""
     found: int = deployment(kube)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     return found
+
+
+def clock_of_leader(kube: KubeClient) -> datetime.timedelta:
+    """How far the clock of the operator that leads is ahead."""
+    lease = kube.get("coordination.k8s.io/v1", "Lease", "windlass-operator", "windlass-system") or {}
+    return datetime.datetime.fromisoformat(lease["spec"]["renewTime"]) - datetime.datetime.now(datetime.UTC)
 
 
 def compact(control_plane: ControlPlane) -> None:
