@@ -7,16 +7,15 @@ out of range stop the start; both would otherwise be found out in the middle of 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from windlass_operator.api.meta import DNS_LABEL, QUANTITY
 from windlass_operator.domain.fleet import FleetSettings, Platform
 from windlass_operator.errors import SettingsError
+from windlass_operator.variables import Rules, parse_variables
 
 PREFIX: Final = "WINDLASS_"
 FLEET_PREFIX: Final = "WINDLASS_FLEET_"
@@ -77,6 +76,7 @@ class OperatorSettings:
     """Defaults of everything that is rendered; each field has its own variable with the prefix WINDLASS_FLEET_."""
 
 
+NAMESPACE: Final = f"(?=.{{1,63}}$){DNS_LABEL}"
 RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "lease_duration_s": (5, 300),
     "lease_renew_s": (2, 250),
@@ -114,11 +114,9 @@ PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
     "fleet.scratch_limit": (QUANTITY, "a quantity such as 2Gi"),
     "fleet.model_cache_limit": (QUANTITY, "a quantity such as 200Gi"),
 }
-SERVICE_LINK: Final = re.compile(
-    r"_SERVICE_(HOST|PORT)(_[A-Z0-9_]+)?$|_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
-)
-"""Variables that Kubernetes sets for Services of the pod's namespace: a Service `windlass-gateway` makes
-WINDLASS_GATEWAY_PORT=tcp://10.0.0.7:80 and more. They are not ours to refuse."""
+LISTS: Final[Mapping[str, tuple[str, str]]] = {
+    "namespaces": (NAMESPACE, "namespace names separated by commas"),
+}
 NOT_FROM_ENVIRONMENT: Final = frozenset({"fleet", "fleet.platform"})
 
 
@@ -127,14 +125,16 @@ def parse_settings(environment: Mapping[str, str], flags: Mapping[str, Any] | No
 
     Raises SettingsError that lists every wrong key.
     """
-    texts, problems = _texts(environment)
-    texts.update({name: str(value) for name, value in (flags or {}).items() if value is not None})
-    values: dict[str, Any] = {}
-    for name, text in texts.items():
-        try:
-            values[name] = _parse_value(name, text)
-        except ValueError as exc:
-            problems.append(f"{variable_of(name)}: expected {exc}, found {text!r}")
+    rules = Rules(
+        owner="the operator",
+        prefix=PREFIX,
+        variables={name: variable_of(name) for name in _fields()},
+        whole=frozenset(name for name, kind in _fields().items() if kind == "int"),
+        ranges=RANGES,
+        patterns=PATTERNS,
+        lists=LISTS,
+    )
+    values, problems = parse_variables(environment, flags or {}, rules)
     problems += _order_problems(values)
     if problems:
         raise SettingsError("\n".join(problems))
@@ -148,69 +148,11 @@ def variable_of(name: str) -> str:
     return FLEET_PREFIX + name.removeprefix("fleet.").upper() if name.startswith("fleet.") else PREFIX + name.upper()
 
 
-def _fields() -> dict[str, dataclasses.Field[Any]]:
-    own = {item.name: item for item in dataclasses.fields(OperatorSettings)}
-    fleet = {f"fleet.{item.name}": item for item in dataclasses.fields(FleetSettings)}
-    return {name: item for name, item in (own | fleet).items() if name not in NOT_FROM_ENVIRONMENT}
-
-
-def _texts(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    names = {variable_of(name): name for name in _fields()}
-    texts: dict[str, str] = {}
-    problems: list[str] = []
-    for variable, text in sorted(environment.items()):
-        if variable in names:
-            texts[names[variable]] = text
-        elif variable.startswith(PREFIX) and not _is_service_link(variable, text):
-            problems.append(
-                f"{variable}: expected one of the operator's settings, found an unknown key{_hint(variable, names)}"
-            )
-    return texts, problems
-
-
-def _is_service_link(variable: str, text: str) -> bool:
-    if not SERVICE_LINK.search(variable):
-        return False
-    return "_SERVICE_" in variable or bool(re.search(r"_PORT_[0-9]+_", variable)) or "://" in text
-
-
-def _hint(variable: str, names: Mapping[str, str]) -> str:
-    close = difflib.get_close_matches(variable, names, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _parse_value(name: str, text: str) -> Any:
-    """Return the value of one field. Raises ValueError whose message is what was expected."""
-    if name == "namespaces":
-        return _parse_namespaces(text)
-    kind = str(_fields()[name].type)
-    if name in RANGES:
-        return _parse_number(name, text, whole=kind == "int")
-    pattern, meaning = PATTERNS.get(name, ("", ""))
-    if pattern and not re.fullmatch(pattern, text):
-        raise ValueError(meaning)
-    return text
-
-
-def _parse_number(name: str, text: str, whole: bool) -> float | int:
-    low, high = RANGES[name]
-    expected = f"{'a whole number' if whole else 'a number'} from {low:g} to {high:g}"
-    convert: Callable[[str], float | int] = int if whole else float
-    try:
-        value = convert(text)
-    except ValueError:
-        raise ValueError(expected) from None
-    if not low <= value <= high:  # NaN fails too
-        raise ValueError(expected)
-    return value
-
-
-def _parse_namespaces(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    wrong = [name for name in names if not re.fullmatch(DNS_LABEL, name) or len(name) > 63]
-    if wrong:
-        raise ValueError("namespace names separated by commas")
-    return names
+def _fields() -> dict[str, str]:
+    """Name and type of every field that a variable can set."""
+    own = {item.name: str(item.type) for item in dataclasses.fields(OperatorSettings)}
+    fleet = {f"fleet.{item.name}": str(item.type) for item in dataclasses.fields(FleetSettings)}
+    return {name: kind for name, kind in (own | fleet).items() if name not in NOT_FROM_ENVIRONMENT}
 
 
 def _order_problems(values: Mapping[str, Any]) -> list[str]:

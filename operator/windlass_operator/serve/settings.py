@@ -7,8 +7,6 @@ start. Defaults equal the chart's values.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +15,8 @@ from typing import Any, Final
 from windlass_contract import endpoints
 from windlass_operator.api.meta import DNS_LABEL
 from windlass_operator.errors import SettingsError
-from windlass_operator.settings import SERVICE_LINK
+from windlass_operator.settings import NAMESPACE
+from windlass_operator.variables import Rules, parse_variables
 
 PREFIX: Final = "WINDLASS_ADAPTER_"
 PROMETHEUS: Final = "prometheus"
@@ -110,7 +109,7 @@ PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
     "log_level": (r"^(DEBUG|INFO|WARNING|ERROR)$", "DEBUG, INFO, WARNING or ERROR"),
 }
 LISTS: Final[Mapping[str, tuple[str, str]]] = {
-    "namespaces": (DNS_LABEL, "namespace names separated by commas"),
+    "namespaces": (NAMESPACE, "namespace names separated by commas"),
     "apis": (f"^({CUSTOM}|{EXTERNAL})$", f"{CUSTOM}, {EXTERNAL} or both separated by a comma"),
 }
 PLACES: Final = frozenset({"ip", "namespace", "pod"})
@@ -129,62 +128,22 @@ def parse_adapter_settings(
 
     Raises SettingsError that lists every wrong key.
     """
-    texts, problems = _texts(environment)
-    texts.update({name: text for name, text in (flags or {}).items() if text is not None})
-    values: dict[str, Any] = {}
-    for name, text in texts.items():
-        try:
-            values[name] = _parse_value(name, text)
-        except ValueError as exc:
-            problems.append(f"{variable_of(name)}: expected {exc}, found {text!r}")
+    rules = Rules(
+        owner="the adapter",
+        prefix=PREFIX,
+        variables={item.name: variable_of(item.name) for item in dataclasses.fields(AdapterSettings)},
+        whole=frozenset(item.name for item in dataclasses.fields(AdapterSettings) if item.type == "int"),
+        ranges=RANGES,
+        patterns=PATTERNS,
+        lists=LISTS,
+    )
+    values, problems = parse_variables(environment, flags or {}, rules)
     if not problems:
         settings = AdapterSettings(**values)
         problems = _contradictions(settings)
         if not problems:
             return settings
     raise SettingsError("\n".join(problems))
-
-
-def _texts(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    names = {variable_of(field.name): field.name for field in dataclasses.fields(AdapterSettings)}
-    texts: dict[str, str] = {}
-    problems: list[str] = []
-    for variable, text in sorted(environment.items()):
-        if variable in names:
-            texts[names[variable]] = text
-        elif variable.startswith(PREFIX) and not SERVICE_LINK.search(variable):
-            close = difflib.get_close_matches(variable, names, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            problems.append(f"{variable}: expected one of the adapter's settings, found an unknown key{hint}")
-    return texts, problems
-
-
-def _parse_value(name: str, text: str) -> Any:
-    """Return the value of one field. Raises ValueError whose message is what was expected."""
-    if name in LISTS:
-        pattern, meaning = LISTS[name]
-        parts = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-        if not all(re.fullmatch(pattern, part) for part in parts):
-            raise ValueError(meaning)
-        return parts
-    if name in RANGES:
-        return _parse_number(name, text)
-    if name in PATTERNS and not re.fullmatch(PATTERNS[name][0], text):
-        raise ValueError(PATTERNS[name][1])
-    return text
-
-
-def _parse_number(name: str, text: str) -> float | int:
-    low, high = RANGES[name]
-    whole = isinstance(getattr(AdapterSettings(), name), int)
-    expected = f"{'a whole number' if whole else 'a number'} from {low:g} to {high:g}"
-    try:
-        value: float | int = int(text) if whole else float(text)
-    except ValueError:
-        raise ValueError(expected) from None
-    if not low <= value <= high:  # NaN fails too
-        raise ValueError(expected)
-    return value
 
 
 def _contradictions(settings: AdapterSettings) -> list[str]:

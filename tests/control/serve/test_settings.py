@@ -69,6 +69,11 @@ def test_an_unknown_key_stops_the_start_with_a_hint() -> None:
         parse_adapter_settings({"WINDLASS_ADAPTER_MAXAGE_S": "3"})
 
 
+def test_a_misspelt_port_is_not_taken_for_what_kubernetes_sets_for_services() -> None:
+    with pytest.raises(SettingsError, match="WINDLASS_ADAPTER_API_PORT"):
+        parse_adapter_settings({"WINDLASS_ADAPTER_API_PORT": "9443"})
+
+
 def test_every_problem_is_named_at_once() -> None:
     with pytest.raises(SettingsError) as refused:
         parse_adapter_settings({"WINDLASS_ADAPTER_PORT": "x", "WINDLASS_ADAPTER_SOURCE": "y"})
