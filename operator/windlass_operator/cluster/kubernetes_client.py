@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -104,7 +104,15 @@ class KubernetesClient:
             return None
 
     async def list_metadata(self, kind: ApiKind, namespace: str, selector: str) -> list[Json]:
-        """Return name, namespace, uid and version of all objects of a kind, in pages.
+        """Return name, namespace, uid and version of all objects of a kind."""
+        # Field managers and annotations are most of what metadata weighs, and nobody asks for them.
+        return [
+            {key: item["metadata"][key] for key in LISTED if key in item["metadata"]}
+            async for item in self.list_items(kind.path(namespace), selector, accept=METADATA_ONLY)
+        ]
+
+    async def list_items(self, path: str, selector: str, *, accept: str = "application/json") -> AsyncIterator[Json]:
+        """Yield all objects of a collection, asking for a page at a time.
 
         No version is asked for: servers since 1.31 answer consistently from their cache, and a list of version 0 comes
         as one page, however long.
@@ -112,17 +120,13 @@ class KubernetesClient:
         params = {"limit": str(PAGE_SIZE)}
         if selector:
             params["labelSelector"] = selector
-        found: list[Json] = []
         while True:
-            page = await self.request("GET", kind.path(namespace), params=params, accept=METADATA_ONLY)
-            # Field managers and annotations are most of what metadata weighs, and nobody asks for them.
-            found += [
-                {key: item["metadata"][key] for key in LISTED if key in item["metadata"]}
-                for item in page.get("items") or ()
-            ]
+            page = await self.request("GET", path, params=params, accept=accept)
+            for item in page.get("items") or ():
+                yield item
             token = page.get("metadata", {}).get("continue")
             if not token:
-                return found
+                return
             params = {**params, "continue": token}
 
     async def apply(self, manifest: Mapping[str, Any], manager: str = FIELD_MANAGER) -> Json:

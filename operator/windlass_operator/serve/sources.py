@@ -16,6 +16,7 @@ import aiohttp
 
 from windlass_operator import errors
 from windlass_operator.cluster.kubernetes_client import KubernetesClient
+from windlass_operator.cluster.kubernetes_kinds import KINDS
 from windlass_operator.domain import labels
 from windlass_operator.serve.readings import Replica, keep_known, parse_replica
 from windlass_operator.serve.samples import (
@@ -34,7 +35,6 @@ from windlass_operator.serve.shared_read import Observe, SharedRead
 log = logging.getLogger(__name__)
 
 SELECTOR: Final = f"{labels.MANAGED_BY}={labels.MANAGER},{labels.COMPONENT}={labels.RUNTIME}"
-PAGE_SIZE: Final = 500
 MAX_EXPOSITION_BYTES: Final = 4 * 1024 * 1024
 """Longest page of metrics that is read; a replica is a tenant's process and may send anything."""
 
@@ -82,23 +82,13 @@ class ReplicaDirectory:
         await self._shared.close()
 
     async def _list_all(self) -> tuple[Replica, ...]:
-        found: list[Replica] = []
-        for namespace in self._namespaces or ("",):
-            found += await self._list(f"/api/v1/namespaces/{namespace}/pods" if namespace else "/api/v1/pods")
-        return tuple(found)
-
-    async def _list(self, path: str) -> list[Replica]:
-        # From the server's cache: a listing costs it far less, and may be some milliseconds old.
-        params = {"labelSelector": SELECTOR, "limit": str(PAGE_SIZE), "resourceVersion": "0"}
-        found: list[Replica] = []
-        while True:
-            page = await self._client.request("GET", path, params=params)
-            found += [parse_replica(pod) for pod in page.get("items") or ()]
-            token = page.get("metadata", {}).get("continue")
-            if not token:
-                return found
-            params = {**params, "continue": token}
-            params.pop("resourceVersion", None)  # refused together with a continue token
+        return tuple(
+            [
+                parse_replica(pod)
+                for namespace in self._namespaces or ("",)
+                async for pod in self._client.list_items(KINDS["Pod"].path(namespace), SELECTOR)
+            ]
+        )
 
 
 class PrometheusSource:
