@@ -25,7 +25,7 @@ class FleetSettings:
     runtime_image: str = "ghcr.io/windlass/windlass-runtime:0.1.0"
     """Image of every replica. A new value rolls every service, so an operator upgrade alone does not change it."""
     gateway_namespace: str = "windlass-system"
-    """Namespace whose gateway pods may reach replicas."""
+    """Namespace of Windlass itself: its gateway and its metrics adapter may reach replicas."""
     metrics_namespace: str = "monitoring"
     """Namespace whose pods may scrape replicas."""
     dns_namespace: str = "kube-system"

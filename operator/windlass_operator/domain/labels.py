@@ -21,6 +21,7 @@ PRODUCT: Final = "windlass"
 MANAGER: Final = "windlass-operator"
 RUNTIME: Final = "runtime"
 GATEWAY: Final = "gateway"
+METRICS_ADAPTER: Final = "metrics-adapter"
 
 SERVICE: Final = f"{GROUP}/service"
 TENANT: Final = f"{GROUP}/tenant"

@@ -23,7 +23,7 @@ _NODE_LOCAL_DNS: Final = "169.254.20.10/32"
 
 
 def render_service_policy(plan: ServicePlan, settings: FleetSettings) -> Manifest:
-    """Ingress from gateway, metrics and the tenant's namespaces; egress to DNS, and to HTTPS for a download."""
+    """Ingress from gateway, metrics adapter, metrics and the tenant's namespaces; egress to DNS, and to HTTPS for a download."""
     egress = [_to_dns(settings)]
     if plan.source.kind is SourceKind.HUB:
         egress.append(_TO_HTTPS)
@@ -47,7 +47,7 @@ def render_service_policy(plan: ServicePlan, settings: FleetSettings) -> Manifes
 
 
 def render_isolation(plan: TenantPlan, namespace: str, settings: FleetSettings) -> Manifest:
-    """Nobody outside the tenant connects to any of its pods, except gateway and metrics."""
+    """Nobody outside the tenant connects to any of its pods, except gateway, metrics adapter and metrics."""
     return build_manifest(
         "networking.k8s.io/v1",
         "NetworkPolicy",
@@ -63,9 +63,14 @@ def render_isolation(plan: TenantPlan, namespace: str, settings: FleetSettings) 
 
 
 def _trusted_peers(namespaces: Iterable[str], settings: FleetSettings) -> list[dict[str, Any]]:
-    gateway = {"matchLabels": {labels.PART_OF: labels.PRODUCT, labels.COMPONENT: labels.GATEWAY}}
+    ours = {
+        "matchLabels": {labels.PART_OF: labels.PRODUCT},
+        "matchExpressions": [
+            {"key": labels.COMPONENT, "operator": "In", "values": [labels.GATEWAY, labels.METRICS_ADAPTER]}
+        ],
+    }
     return [
-        {"namespaceSelector": _named([settings.gateway_namespace]), "podSelector": gateway},
+        {"namespaceSelector": _named([settings.gateway_namespace]), "podSelector": ours},
         {"namespaceSelector": _named([settings.metrics_namespace])},
         {"namespaceSelector": _named(namespaces)},
     ]
