@@ -257,6 +257,11 @@ them. `rbac.tenantRoles: false` takes them away.
 """
 _LEASE_NOTE: Final = "In the operator's own namespace.\n"
 _EVENTS_NOTE: Final = "Only with `watchNamespaces`, in the namespace `default`.\n"
+_ADAPTER_NOTE: Final = f"""## The metrics adapter: ServiceAccount {NAMESPACE}/windlass-metrics-adapter
+
+Only with `metricsAdapter.enabled`. It is also bound to the cluster's own ClusterRole `system:auth-delegator`, to ask who
+a caller is and what they may read, and in kube-system to the Role `extension-apiserver-authentication-reader`.
+"""
 _USERS_NOTE: Final = """## People
 
 `rbac.userRoles` makes these ClusterRoles. The first two become part of the cluster's own roles `view`, `edit` and
@@ -270,6 +275,7 @@ def render_rbac(helm: Path) -> str:
     some = parse_roles(template(helm, "windlass", "--set", "watchNamespaces={team-a}"))
     inside = {rule for role in some if role.namespace == "team-a" for rule in role.rules}
     events = next(role for role in some if role.namespace == "default")
+    adapter = parse_roles(template(helm, "windlass", "--set", "metricsAdapter.enabled=true"))
     own = "windlass-operator"
     parts = [
         _RBAC_HEAD,
@@ -286,8 +292,11 @@ def render_rbac(helm: Path) -> str:
         f"### {events.name}\n",
         _EVENTS_NOTE,
         _rule_table(events),
-        _USERS_NOTE,
+        _ADAPTER_NOTE,
     ]
+    for role in (role for role in adapter if role.name not in roles):
+        parts += [f"### {role.name}{f' in {role.namespace}' if role.namespace else ''}\n", _rule_table(role)]
+    parts.append(_USERS_NOTE)
     for name in ("windlass-view", "windlass-edit", "windlass-platform"):
         parts += [f"### {name}\n", _rule_table(roles[name])]
     return "\n".join(parts)
