@@ -104,7 +104,9 @@ def explain_source(source: ModelSource) -> Decision:
         case SourceKind.CLAIM:
             reason = f"claim {source.location} is mounted read-only; it must allow as many readers as there are nodes"
         case SourceKind.IMAGE:
-            reason = "the image is mounted as a read-only volume (Kubernetes 1.33 or later)"
+            reason = (
+                "the image is mounted as a read-only volume (Kubernetes 1.35 or later, or the feature gate ImageVolume)"
+            )
         case SourceKind.FILE:
             reason = "the folder is part of the runtime's own file system"
     folder = f"/{source.path}" if source.path else ""

@@ -179,7 +179,7 @@ class Model(ApiModel):
             max_length=512,
             pattern=MODEL_URI,
             description="Where the checkpoint lies: hf://organisation/name[@revision], pvc://claim/path, "
-            "oci://registry/image:tag (an image volume, Kubernetes 1.33 or later), or file:///path inside the "
+            "oci://registry/image:tag (an image volume, Kubernetes 1.35 or later), or file:///path inside the "
             "runtime image. Relative paths (file://./path, file://../path) are resolved against the YAML file by "
             "`windlass up`; on a cluster they are refused by the planner.",
             json_schema_extra=constrained(URI_IS_A_HUB_NAME, URI_IS_A_CLAIM, URI_IS_AN_IMAGE, URI_IS_A_FILE),
