@@ -151,8 +151,7 @@ def _scaling_active(scaling: ScalingPlan, runs: Workload) -> Condition:
         return _condition("ScalingActive", False, "AutoscalerProblem", runs.autoscaler_problem)
     bounds = f"{scaling.min_replicas} to {scaling.max_replicas} replicas"
     if not runs.autoscaler_judged:
-        message = f"{bounds}; the autoscaler has not looked yet"
-        return _condition("ScalingActive", True, "AutoscalerStarting", message).model_copy(update={"status": "Unknown"})
+        return _condition("ScalingActive", None, "AutoscalerStarting", f"{bounds}; the autoscaler has not looked yet")
     return _condition("ScalingActive", True, "AutoscalerActive", bounds)
 
 
@@ -227,10 +226,12 @@ def status_document(status: BaseModel) -> dict[str, Any]:
     return status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def _condition(kind: str, holds: bool, reason: str, message: str) -> Condition:
+def _condition(kind: str, holds: bool | None, reason: str, message: str) -> Condition:
+    """One condition; None: nobody knows yet."""
     if len(message) > _MESSAGE_LENGTH:
         message = message[: _MESSAGE_LENGTH - 3] + "..."
-    return Condition(type=kind, status="True" if holds else "False", reason=reason, message=message)
+    status = "Unknown" if holds is None else "True" if holds else "False"
+    return Condition(type=kind, status=status, reason=reason, message=message)
 
 
 def _date(conditions: Iterable[Condition], previous: Iterable[Condition], generation: int, now: str) -> list[Condition]:
