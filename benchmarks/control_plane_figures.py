@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import json
 import math
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from support.audit_log import AuditLog, Write
 
 WRITES = ("create", "update", "patch", "delete")
 NOT_OBJECTS = frozenset({"events", "subjectaccessreviews", "tokenreviews", "serviceaccounts/token"})
@@ -23,62 +22,19 @@ NOT_OBJECTS = frozenset({"events", "subjectaccessreviews", "tokenreviews", "serv
 SAMPLE_S = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
-    """One successful write of the audit log. Times are the API server's, in seconds of the epoch."""
-
-    user: str
-    verb: str
-    resource: str
-    """With the subresource, as in `inferenceservices/status`."""
-    namespace: str
-    name: str
-    created: bool
-    started_s: float
-    answered_s: float
-
-
 def read_writes(audit_log: Path, since: int = 0) -> list[Write]:
-    """Successful writes after a position of the file."""
-    return [write for event in _events(audit_log, since) if (write := _parse(event)) is not None]
+    """Writes after a position of the file that changed an object of somebody."""
+    return [write for write in AuditLog(audit_log).writes(since) if write.succeeded and _is_of_object(write)]
 
 
 def read_refusals(audit_log: Path, user: str, since: int = 0) -> Counter[str]:
     """How often a user was answered with an error, by resource and code."""
-    return Counter(
-        f"{event['objectRef'].get('resource', '')} {event['responseStatus'].get('code')}"
-        for event in _events(audit_log, since)
-        if event["user"]["username"] == user and (event.get("responseStatus") or {}).get("code", 0) >= 300
-    )
+    refused = [write for write in AuditLog(audit_log).writes(since, user) if write.code >= 300]
+    return Counter(f"{write.resource} {write.code}" for write in refused)
 
 
-def _events(audit_log: Path, since: int) -> Iterator[dict[str, Any]]:
-    with audit_log.open("rb") as file:
-        file.seek(since)
-        for line in file:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
-
-
-def _parse(event: Mapping[str, Any]) -> Write | None:
-    code, target = (event.get("responseStatus") or {}).get("code", 0), event.get("objectRef") or {}
-    resource = "/".join(part for part in (target.get("resource", ""), target.get("subresource", "")) if part)
-    if not 200 <= code < 300 or event["verb"] not in WRITES or resource in NOT_OBJECTS:
-        return None
-    return Write(
-        event["user"]["username"],
-        event["verb"],
-        resource,
-        target.get("namespace", ""),
-        target.get("name", ""),
-        code == 201,
-        _epoch(event["requestReceivedTimestamp"]),
-        _epoch(event["stageTimestamp"]),
-    )
-
-
-def _epoch(text: str) -> float:
-    return datetime.datetime.fromisoformat(text).timestamp()
+def _is_of_object(write: Write) -> bool:
+    return write.verb in WRITES and write.resource not in NOT_OBJECTS
 
 
 def count_by_resource(writes: Iterable[Write]) -> dict[str, int]:

@@ -157,6 +157,13 @@ def operator_kubeconfig(
 
 
 @pytest.fixture(scope="session")
+def operator_user(kube: KubeClient, operator_kubeconfig: Path) -> str:
+    """The operator as the API server knows it."""
+    (workload,) = kube.list("apps/v1", "Deployment", SYSTEM, "app.kubernetes.io/component=operator")
+    return f"system:serviceaccount:{SYSTEM}:{workload['spec']['template']['spec']['serviceAccountName']}"
+
+
+@pytest.fixture(scope="session")
 def shared_operator(operator_kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     """One operator for many tests; use `operator`, which makes sure that it runs."""
     process = OperatorProcess(operator_kubeconfig, tmp_path_factory.mktemp("operator") / "operator.log")

@@ -182,31 +182,14 @@ def write_as(kube: KubeClient, manager: str, manifest: Manifest, change: Manifes
     kube.request("PATCH", f"{path}?fieldManager={manager}", change, "application/merge-patch+json")
 
 
-def wait_until_quiet(audit: AuditLog, user: str, *, timeout_s: float = 60.0) -> None:
-    """Wait until the operator has written nothing for QUIET_S."""
-
-    def recent_writes() -> list[str]:
-        mark = audit.mark()
-        time.sleep(QUIET_S)
-        return [f"{write.verb} {write.resource} {write.name}" for write in audit.writes(mark, user)]
-
-    eventually(recent_writes, lambda found: not found, timeout_s=timeout_s)
-
-
-@pytest.fixture
-def operator_user(kube: KubeClient, operator: OperatorProcess) -> str:
-    """The operator as the API server knows it."""
-    (workload,) = kube.list("apps/v1", "Deployment", "windlass-system", "app.kubernetes.io/component=operator")
-    return f"system:serviceaccount:windlass-system:{workload['spec']['template']['spec']['serviceAccountName']}"
-
-
 @pytest.mark.own_plane
+@pytest.mark.usefixtures("operator")
 def test_noise_around_the_samples_is_no_drift_and_no_reason_to_write(
     kube: KubeClient, audit: AuditLog, engine: Engine, samples: list[Manifest], operator_user: str
 ) -> None:
     services = [manifest for manifest in samples if manifest["kind"] == "InferenceService"]
     generations = {name_of(manifest): read(kube, manifest)["metadata"]["generation"] for manifest in services}
-    wait_until_quiet(audit, operator_user)
+    audit.wait_until_quiet(operator_user)
     mark = audit.mark()
 
     deadline = time.monotonic() + NOISE_S
@@ -226,11 +209,12 @@ def test_noise_around_the_samples_is_no_drift_and_no_reason_to_write(
 
 
 @pytest.mark.own_plane
+@pytest.mark.usefixtures("operator")
 def test_an_autoscaler_moves_replicas_without_drift_and_the_operator_only_reports(
     kube: KubeClient, audit: AuditLog, engine: Engine, samples: list[Manifest], operator_user: str
 ) -> None:
     chat = next(manifest for manifest in samples if name_of(manifest) == "chat")
-    wait_until_quiet(audit, operator_user)
+    audit.wait_until_quiet(operator_user)
     mark = audit.mark()
     asked: list[int] = []
 
@@ -244,7 +228,7 @@ def test_an_autoscaler_moves_replicas_without_drift_and_the_operator_only_report
         if time.monotonic() > deadline:
             break
     eventually(lambda: read(kube, chat)["status"]["readyReplicas"], lambda ready: ready == asked[-1])
-    wait_until_quiet(audit, operator_user)
+    audit.wait_until_quiet(operator_user)
     written = {(write.verb, write.resource, write.name) for write in audit.writes(mark, operator_user)}
     settled = audit.mark()
     time.sleep(QUIET_S)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One write that the server answered."""
+    """One write that the server answered. Times are the server's, in seconds of the epoch."""
 
     user: str
     verb: str
@@ -20,9 +22,18 @@ class Write:
     namespace: str
     name: str
     code: int
-    time: str
-    """When the server took it, RFC 3339 with microseconds."""
-    agent: str = ""
+    started_s: float
+    answered_s: float
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the server did it."""
+        return 200 <= self.code < 300
+
+    @property
+    def created(self) -> bool:
+        """Whether the object was not there before."""
+        return self.code == 201
 
 
 class AuditLog:
@@ -38,6 +49,17 @@ class AuditLog:
     def writes(self, since: int = 0, user: str = "") -> list[Write]:
         """Everything written since a mark, by one user or by all."""
         return [write for write in self._read(since) if not user or write.user == user]
+
+    def wait_until_quiet(self, user: str, *, quiet_s: float = 3.0, timeout_s: float = 60.0) -> None:
+        """Return once a user has written nothing for a while. Raises AssertionError with what it still writes."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            mark = self.mark()
+            time.sleep(quiet_s)
+            written = self.writes(mark, user)
+            if not written:
+                return
+            assert time.monotonic() < deadline, f"{user} never came to rest: {written[:20]}"
 
     def _read(self, since: int) -> Iterator[Write]:
         with self._path.open("rb") as file:
@@ -58,6 +80,10 @@ def parse_write(event: dict[str, Any]) -> Write:
         namespace=target.get("namespace", ""),
         name=target.get("name", ""),
         code=(event.get("responseStatus") or {}).get("code", 0),
-        time=event["requestReceivedTimestamp"],
-        agent=event.get("userAgent", ""),
+        started_s=_epoch(event["requestReceivedTimestamp"]),
+        answered_s=_epoch(event["stageTimestamp"]),
     )
+
+
+def _epoch(text: str) -> float:
+    return datetime.datetime.fromisoformat(text).timestamp()
