@@ -259,8 +259,8 @@ _LEASE_NOTE: Final = "In the operator's own namespace.\n"
 _EVENTS_NOTE: Final = "Only with `watchNamespaces`, in the namespace `default`.\n"
 _ADAPTER_NOTE: Final = f"""## The metrics adapter: ServiceAccount {NAMESPACE}/windlass-metrics-adapter
 
-Only with `metricsAdapter.enabled`. It is also bound to the cluster's own ClusterRole `system:auth-delegator`, to ask who
-a caller is and what they may read, and in kube-system to the Role `extension-apiserver-authentication-reader`.
+Only with `metricsAdapter.enabled`. It is also bound to the cluster's own ClusterRole `system:auth-delegator`, to ask
+who a caller is and what they may read, and in kube-system to the Role `extension-apiserver-authentication-reader`.
 """
 _USERS_NOTE: Final = """## People
 

@@ -23,7 +23,7 @@ _NODE_LOCAL_DNS: Final = "169.254.20.10/32"
 
 
 def render_service_policy(plan: ServicePlan, settings: FleetSettings) -> Manifest:
-    """Ingress from gateway, metrics adapter, metrics and the tenant's namespaces; egress to DNS, and to HTTPS for a download."""
+    """Ingress from our own pods, metrics and the tenant's namespaces; egress to DNS, and to HTTPS for a download."""
     egress = [_to_dns(settings)]
     if plan.source.kind is SourceKind.HUB:
         egress.append(_TO_HTTPS)

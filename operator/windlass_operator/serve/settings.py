@@ -10,7 +10,7 @@ import dataclasses
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from windlass_contract import endpoints
 from windlass_operator.api.meta import DNS_LABEL
