@@ -108,6 +108,7 @@ PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
     "fleet.metrics_namespace": (DNS_LABEL, "a namespace name"),
     "fleet.dns_namespace": (DNS_LABEL, "a namespace name"),
     "fleet.cluster_domain": (r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "a DNS domain"),
+    "fleet.currency": (r"^[A-Z]{3}$", "a currency code such as USD"),
     "fleet.default_cpu": (QUANTITY, "a quantity such as 500m"),
     "fleet.default_memory": (QUANTITY, "a quantity such as 4Gi"),
     "fleet.default_memory_limit": (QUANTITY, "a quantity such as 16Gi"),

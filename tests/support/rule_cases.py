@@ -363,6 +363,24 @@ _GPU_CLASS_CASES = (
         ),
     ),
     RuleCase(
+        "selectors need a device class",
+        gpu_class.SELECTORS_NEED_A_DEVICE_CLASS,
+        "spec.deviceSelectors",
+        (
+            gpu_class_of({"deviceClassName": "gpu.nvidia.com", "deviceSelectors": ["device.driver == 'a'"]}),
+            gpu_class_of({"deviceClassName": "gpu.nvidia.com"}),
+            gpu_class_of({"deviceSelectors": []}),
+        ),
+        (gpu_class_of({"deviceSelectors": ["true"]}),),
+    ),
+    RuleCase(
+        "slices are not shared",
+        gpu_class.SLICES_ARE_NOT_SHARED,
+        "spec.sharing",
+        (gpu_class_of({"migProfile": "1g.10gb+me"}), gpu_class_of({"sharing.timeSlicedReplicas": 4})),
+        (gpu_class_of({"migProfile": "1g.18gb", "sharing.timeSlicedReplicas": 2}),),
+    ),
+    RuleCase(
         "node label keys are label keys",
         meta.KEYS_ARE_LABEL_KEYS,
         "spec.nodeSelector",

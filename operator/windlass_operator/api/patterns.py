@@ -20,6 +20,9 @@ SERVED_NAME: Final = r"^[A-Za-z0-9._:/-]*$"
 ENV_NAME: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 COMPUTE_CAPABILITY: Final = r"^[0-9]{1,2}\.[0-9]$"
 RESOURCE_NAME: Final = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
+DEVICE_CLASS: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+MIG_PROFILE: Final = r"^[1-9]g\.[1-9][0-9]{0,2}gb([+.][a-z]+(\.[a-z]+)*)?$"
+PRICE: Final = r"^[0-9]{1,9}(\.[0-9]{1,9})?$"
 SHA256: Final = r"^[0-9a-f]{64}$"
 
 WORDS: Final = {
@@ -34,6 +37,9 @@ WORDS: Final = {
     ENV_NAME: "letters, digits and '_', not beginning with a digit",
     COMPUTE_CAPABILITY: 'a compute capability such as "9.0"',
     RESOURCE_NAME: "an extended resource such as nvidia.com/gpu",
+    DEVICE_CLASS: "a DNS name such as gpu.nvidia.com",
+    MIG_PROFILE: 'a MIG profile such as "1g.18gb" or "1g.10gb+me"',
+    PRICE: 'a price such as "2.85"',
     SHA256: "64 lower-case hex digits",
 }
 """Words that complete "expected ..."."""

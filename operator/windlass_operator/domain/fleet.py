@@ -31,6 +31,8 @@ class FleetSettings:
     dns_namespace: str = "kube-system"
     """Namespace of the cluster's DNS servers: the one place every replica may talk to."""
     cluster_domain: str = "cluster.local"
+    currency: str = "USD"
+    """Of every price in the fleet, an ISO 4217 code: prices are compared with each other, so there is one."""
     realtime_priority: int = 1_000_000
     standard_priority: int = 100_000
     batch_priority: int = 1_000

@@ -74,10 +74,10 @@ def plan_tenant(tenant: Tenant, snapshot: Snapshot, settings: FleetSettings) -> 
 def _plan_hard(tenant: Tenant, gpu_classes: Mapping[str, GPUClass]) -> dict[str, str]:
     """Bounds of each namespace. Several classes can share one resource, so the planner alone tells classes apart."""
     quota = tenant.spec.quota
-    devices = {gpu_class.spec.resource_name: 0 for gpu_class in gpu_classes.values()}
+    devices = {gpu_class.spec.resource: 0 for gpu_class in gpu_classes.values()}
     for gpu in quota.gpus:
         if gpu.name in gpu_classes:
-            devices[gpu_classes[gpu.name].spec.resource_name] += gpu.nominal
+            devices[gpu_classes[gpu.name].spec.resource] += gpu.nominal
     hard = {f"requests.{resource}": str(count) for resource, count in devices.items()}
     if quota.cpu is not None:
         hard["requests.cpu"] = quota.cpu

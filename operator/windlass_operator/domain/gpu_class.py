@@ -117,7 +117,7 @@ def choose(candidate: Candidate, count: int) -> GpuChoice:
     spec = candidate.spec
     return GpuChoice(
         candidate.name,
-        spec.resource_name,
+        spec.resource,
         count,
         tuple(sorted(spec.node_selector.items())),
         tuple(spec.tolerations),

@@ -45,11 +45,11 @@ class Supply:
         """
         if self._snapshot.nodes is None:
             return None
-        offer, resource = self._offer(gpu_class), self._snapshot.gpu_classes[gpu_class].spec.resource_name
+        offer, resource = self._offer(gpu_class), self._snapshot.gpu_classes[gpu_class].spec.resource
         rivals = {
             name
             for name, other in self._snapshot.gpu_classes.items()
-            if other.spec.resource_name == resource and offer.nodes & self._offer(name).nodes
+            if other.spec.resource == resource and offer.nodes & self._offer(name).nodes
         } | {gpu_class}
         return offer.devices - sum(self.held(name) for name in rivals)
 
@@ -70,7 +70,7 @@ def _count(gpu_class: GPUClass, snapshot: Snapshot) -> Offer:
     nodes = [node for node in (snapshot.nodes or {}).values() if _carries(node, gpu_class)]
     return Offer(
         frozenset(node.name for node in nodes),
-        sum(node.allocatable[gpu_class.spec.resource_name] for node in nodes),
+        sum(node.allocatable[gpu_class.spec.resource] for node in nodes),
     )
 
 
@@ -78,6 +78,6 @@ def _carries(node: Node, gpu_class: GPUClass) -> bool:
     return (
         node.ready
         and node.schedulable
-        and node.allocatable.get(gpu_class.spec.resource_name, 0) > 0
+        and node.allocatable.get(gpu_class.spec.resource, 0) > 0
         and all(node.labels.get(key) == value for key, value in gpu_class.spec.node_selector.items())
     )

@@ -31,6 +31,7 @@ OTHERS: dict[str, Any] = {
     "log_level": "DEBUG",
     "fleet.runtime_image": "example.com/runtime@sha256:0",
     "fleet.cluster_domain": "example.com",
+    "fleet.currency": "EUR",
     "fleet.realtime_priority": 1_000_000_000,
     "fleet.standard_priority": -1_000_000_000,
 }
