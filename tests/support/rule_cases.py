@@ -76,6 +76,9 @@ def _labelled(field: str, *keys: str) -> tuple[Manifest, ...]:
     return tuple(service({f"podTemplate.{field}": {key: "x"}}) for key in keys)
 
 
+_ACCOUNT = {"kind": "User", "name": "ann"}
+
+
 def _subjects(*subjects: Manifest) -> tuple[Manifest, ...]:
     return tuple(tenant_of({"subjects": [subject]}) for subject in subjects)
 
@@ -336,6 +339,19 @@ _TENANT_CASES = (
         _subjects({"kind": "User", "name": "a", "namespace": "ci"}, {"kind": "Group", "name": "a", "namespace": "ci"}),
     ),
     RuleCase(
+        "subjects are distinct",
+        tenant.SUBJECTS_ARE_DISTINCT,
+        "spec.subjects",
+        (
+            tenant_of({"subjects": [_ACCOUNT, {**_ACCOUNT, "kind": "Group"}]}),
+            tenant_of({"subjects": [_ACCOUNT, {**_ACCOUNT, "name": "bob"}]}),
+        ),
+        (
+            tenant_of({"subjects": [_ACCOUNT, {**_ACCOUNT, "role": "Viewer"}]}),
+            tenant_of({"subjects": [_ACCOUNT, {**_ACCOUNT, "namespace": ""}]}),
+        ),
+    ),
+    RuleCase(
         "key digests are distinct",
         tenant.KEYS_ARE_DISTINCT,
         "spec.access.keys",
@@ -399,8 +415,6 @@ _GPU_CLASS_CASES = (
 RULE_CASES: tuple[RuleCase, ...] = (*_SERVICE_CASES, *_TENANT_CASES, *_GPU_CLASS_CASES)
 
 _TWICE = [{"type": "QueueDepth", "target": 1}, {"type": "QueueDepth", "target": 2}]
-_ACCOUNT = {"kind": "User", "name": "ann"}
-
 UNIQUENESS_CASES: tuple[RuleCase, ...] = (
     RuleCase(
         "metric types",
@@ -436,13 +450,6 @@ UNIQUENESS_CASES: tuple[RuleCase, ...] = (
         "spec.quota.gpus[1]",
         (tenant_of({"quota.gpus": [{"name": "a", "nominal": 1}, {"name": "b", "nominal": 1}]}),),
         (tenant_of({"quota.gpus": [{"name": "a", "nominal": 1}, {"name": "a", "nominal": 2}]}),),
-    ),
-    RuleCase(
-        "subjects",
-        {},
-        "spec.subjects[1]",
-        (tenant_of({"subjects": [_ACCOUNT, {**_ACCOUNT, "kind": "Group"}]}),),
-        (tenant_of({"subjects": [_ACCOUNT, {**_ACCOUNT, "namespace": "", "role": "Viewer"}]}),),
     ),
     RuleCase(
         "key names",

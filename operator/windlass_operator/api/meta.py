@@ -81,12 +81,12 @@ Conditions = Annotated[
 
 
 EXISTS_HAS_NO_VALUE: Final = rule(
-    "self.operator != 'Exists' || !has(self.value) || self.value == ''",
+    "!has(self.operator) || self.operator != 'Exists' || !has(self.value) || self.value == ''",
     "no value with operator Exists",
     field=".value",
 )
 EQUAL_HAS_A_KEY: Final = rule(
-    "self.operator != 'Equal' || (has(self.key) && self.key != '')",
+    "(has(self.operator) && self.operator != 'Equal') || (has(self.key) && self.key != '')",
     "a taint key with operator Equal",
     found="'none'",
     field=".key",
@@ -108,7 +108,7 @@ class Toleration(ApiModel):
     operator: Annotated[
         Literal["Equal", "Exists"],
         Field(
-            description="Equal compares the value, Exists ignores it.",
+            description="Equal, also when unset, compares the value; Exists ignores it.",
         ),
     ] = "Equal"
     value: Annotated[str, Field(max_length=63, description="Taint value to match with operator Equal.")] = ""

@@ -1,8 +1,9 @@
 """From pydantic models to the structural OpenAPI v3 schema of a CustomResourceDefinition.
 
 Structural means here: no references, no alternatives, no null; every node has one type. Defaults live in the schema, so
-that what the API server stores differs from what users wrote only in ways GitOps tools know. Defaults that say nothing
-(an empty text, list or map) are left out: pydantic fills them in, and stored objects stay short.
+that what the API server stores differs from what users wrote only in ways GitOps tools know. Items of lists get none:
+GitOps tools compare lists of custom resources as a whole, and a default inside one would differ for good. Defaults that
+say nothing (an empty text, list or map) are left out too: pydantic fills them in, and stored objects stay short.
 """
 
 from __future__ import annotations
@@ -66,34 +67,32 @@ def _resolve(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
     return resolved
 
 
-def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any], list_map_keys: tuple[str, ...] = ()) -> Schema:
+def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any], *, in_list: bool = False) -> Schema:
     resolved = _resolve(node, definitions)
     schema: Schema = {name: resolved[name] for name in _KEPT if name in resolved}
     schema |= {name: resolved[name] for name in sorted(resolved) if name.startswith("x-kubernetes-")}
     if "properties" in resolved:
         schema["properties"] = {
-            name: _property(name, child, definitions, name in list_map_keys)
-            for name, child in resolved["properties"].items()
+            name: _property(name, child, definitions, in_list=in_list) for name, child in resolved["properties"].items()
         }
     if "items" in resolved:
-        keys = tuple(resolved.get("x-kubernetes-list-map-keys", ()))
-        schema["items"] = _structural(resolved["items"], definitions, keys)
+        schema["items"] = _structural(resolved["items"], definitions, in_list=True)
     if "additionalProperties" in resolved:
-        schema["additionalProperties"] = _structural(resolved["additionalProperties"], definitions)
+        schema["additionalProperties"] = _structural(resolved["additionalProperties"], definitions, in_list=in_list)
     return schema
 
 
-def _property(name: str, node: Mapping[str, Any], definitions: Mapping[str, Any], is_list_map_key: bool) -> Schema:
-    schema = _structural(node, definitions)
+def _property(name: str, node: Mapping[str, Any], definitions: Mapping[str, Any], *, in_list: bool) -> Schema:
+    schema = _structural(node, definitions, in_list=in_list)
     if schema["type"] == "integer":
         small = name not in _INT64_FIELDS and schema.get("maximum", 0) <= _INT32_MAX
         schema["format"] = "int32" if small else "int64"
-    default = _resolve(node, definitions).get("default")
+    default = None if in_list else _resolve(node, definitions).get("default")
     if isinstance(default, dict):
         # The API server fills in the defaults below an empty object, so each default is written once.
         if _has_defaults(schema):
             schema["default"] = {}
-    elif default not in (None, "", []) or (default == "" and is_list_map_key):
+    elif default not in (None, "", []):
         schema["default"] = default
     return schema
 

@@ -96,8 +96,17 @@ def test_keys_of_a_list_map_are_always_there(kind: Kind) -> None:
     for path, node in nodes(kind):
         for key in node.get("x-kubernetes-list-map-keys", ()):
             item = node["items"]
-            assert key in item["required"] or "default" in item["properties"][key], f"{path}.{key}"
+            assert key in item["required"], f"{path}.{key}"
             assert item["properties"][key]["type"] in ("string", "integer", "boolean"), f"{path}.{key}"
+
+
+@every_kind
+def test_no_item_of_a_list_has_a_default_that_gitops_tools_would_report_for_good(kind: Kind) -> None:
+    items = [(path, node["items"]) for path, node in nodes(kind) if node["type"] == "array"]
+
+    assert items
+    for path, item in items:
+        assert [name for name, child in item.get("properties", {}).items() if "default" in child] == [], path
 
 
 @every_kind

@@ -23,15 +23,22 @@ NAMESPACES_ARE_NOT_THE_SYSTEMS: Final = rule(
     found="self.filter(name, name.startsWith('kube-'))[0]",
 )
 ACCOUNT_HAS_A_NAMESPACE: Final = rule(
-    "self.kind != 'ServiceAccount' || self.namespace != ''",
+    "self.kind != 'ServiceAccount' || (has(self.namespace) && self.namespace != '')",
     "the namespace of the ServiceAccount",
     found="'none'",
     field=".namespace",
 )
 ONLY_ACCOUNTS_HAVE_A_NAMESPACE: Final = rule(
-    "self.kind == 'ServiceAccount' || self.namespace == ''",
+    "self.kind == 'ServiceAccount' || !has(self.namespace) || self.namespace == ''",
     "no namespace for a User or Group, which are cluster-wide",
     field=".namespace",
+)
+# An atomic list, not a map by these three: an absent namespace has no place in a key.
+SUBJECTS_ARE_DISTINCT: Final = rule(
+    "self.all(item, self.exists_one(other, other.kind == item.kind && other.name == item.name && "
+    "(has(other.namespace) ? other.namespace : '') == (has(item.namespace) ? item.namespace : '')))",
+    "each subject once",
+    found="'one subject twice'",
 )
 KEYS_ARE_DISTINCT: Final = rule(
     "self.all(key, self.exists_one(other, other.sha256 == key.sha256))",
@@ -115,7 +122,9 @@ class Subject(ApiModel):
             description="Only for ServiceAccount, and required there.",
         ),
     ] = ""
-    role: Annotated[Role, Field(description="Viewer reads, Editor also writes InferenceServices.")] = Role.EDITOR
+    role: Annotated[Role, Field(description="Viewer reads; Editor, also when unset, writes InferenceServices too.")] = (
+        Role.EDITOR
+    )
 
 
 class AccessKey(ApiModel):
@@ -173,7 +182,7 @@ class TenantSpec(ApiModel):
         Field(
             max_length=64,
             description="Who may read or write the tenant's InferenceServices.",
-            json_schema_extra=constrained(list_type="map", keys=("kind", "name", "namespace")),
+            json_schema_extra=constrained(SUBJECTS_ARE_DISTINCT, list_type="atomic"),
         ),
     ] = Field(default_factory=list)
     access: Access = Access()
