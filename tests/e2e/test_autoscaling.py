@@ -40,7 +40,7 @@ def grace_of(found: Manifest) -> int:
 
 def test_a_longer_queue_brings_more_replicas(kube: KubeClient, metrics: MetricsApi) -> None:
     kube.apply(service("longer-queue", scaling=SCALED))
-    wait_ready(kube, "longer-queue", timeout_s=60)
+    wait_ready(kube, "longer-queue", timeout_s=120)
     eventually(
         lambda: condition(kube, "longer-queue", kind="ScalingActive"), lambda found: found.get("status") == "True"
     )
@@ -48,7 +48,7 @@ def test_a_longer_queue_brings_more_replicas(kube: KubeClient, metrics: MetricsA
     metrics.values[WAITING] = "8"
 
     eventually(
-        lambda: deployment(kube, "longer-queue")["spec"]["replicas"], lambda replicas: replicas >= 4, timeout_s=60
+        lambda: deployment(kube, "longer-queue")["spec"]["replicas"], lambda replicas: replicas >= 4, timeout_s=120
     )
     assert any("horizontal-pod-autoscaler" in user for user in metrics.users)
 
@@ -56,10 +56,10 @@ def test_a_longer_queue_brings_more_replicas(kube: KubeClient, metrics: MetricsA
 def test_a_new_revision_under_load_never_lowers_the_number_of_replicas(kube: KubeClient, metrics: MetricsApi) -> None:
     """The most repeated bug of the field: an update resets what the autoscaler had raised."""
     kube.apply(service("new-revision", scaling=SCALED))
-    wait_ready(kube, "new-revision", timeout_s=60)
+    wait_ready(kube, "new-revision", timeout_s=120)
     metrics.values[WAITING] = "8"
     eventually(
-        lambda: deployment(kube, "new-revision")["spec"]["replicas"], lambda replicas: replicas >= 4, timeout_s=60
+        lambda: deployment(kube, "new-revision")["spec"]["replicas"], lambda replicas: replicas >= 4, timeout_s=120
     )
     metrics.values[WAITING] = "4"
     eventually(lambda: ready_pods(kube, "new-revision"), lambda ready: ready >= 4)
@@ -68,7 +68,7 @@ def test_a_new_revision_under_load_never_lowers_the_number_of_replicas(kube: Kub
     with watcher.watching():
         kube.apply(service("new-revision", scaling=SCALED, drain={"timeoutSeconds": 30}))
         eventually(lambda: deployment(kube, "new-revision"), lambda found: grace_of(found) == 45)
-        wait_ready(kube, "new-revision", timeout_s=60)
+        wait_ready(kube, "new-revision", timeout_s=120)
 
     assert len(watcher.wanted) > 5
     assert min(watcher.wanted) >= 4
@@ -78,10 +78,10 @@ def test_a_new_revision_under_load_never_lowers_the_number_of_replicas(kube: Kub
 
 def test_lost_metrics_never_shrink_the_fleet_and_show_on_the_service(kube: KubeClient, metrics: MetricsApi) -> None:
     kube.apply(service("lost-metrics", scaling=SCALED))
-    wait_ready(kube, "lost-metrics", timeout_s=60)
+    wait_ready(kube, "lost-metrics", timeout_s=120)
     metrics.values[WAITING] = "8"
     raised = eventually(
-        lambda: deployment(kube, "lost-metrics")["spec"]["replicas"], lambda replicas: replicas >= 4, timeout_s=60
+        lambda: deployment(kube, "lost-metrics")["spec"]["replicas"], lambda replicas: replicas >= 4, timeout_s=120
     )
 
     del metrics.values[WAITING]
@@ -89,7 +89,7 @@ def test_lost_metrics_never_shrink_the_fleet_and_show_on_the_service(kube: KubeC
     lost = eventually(
         lambda: condition(kube, "lost-metrics", kind="ScalingActive"),
         lambda found: found.get("status") == "False",
-        timeout_s=60,
+        timeout_s=120,
     )
     assert lost["reason"] == "AutoscalerProblem"
     assert deployment(kube, "lost-metrics")["spec"]["replicas"] >= raised
@@ -113,7 +113,7 @@ def test_handing_the_replicas_to_an_autoscaler_never_lowers_them(kube: KubeClien
 
 def test_taking_the_replicas_back_removes_the_autoscaler_first(kube: KubeClient, metrics: MetricsApi) -> None:
     kube.apply(service("taken-back", scaling=SCALED))
-    wait_ready(kube, "taken-back", timeout_s=60)
+    wait_ready(kube, "taken-back", timeout_s=120)
 
     kube.apply(service("taken-back", replicas=1))
 
@@ -138,6 +138,6 @@ def test_an_autoscaler_may_drive_the_service_itself_through_its_scale_subresourc
     try:
         metrics.values[WAITING] = "8"
 
-        eventually(lambda: ready_pods(kube, "own-scaler"), lambda ready: ready >= 4, timeout_s=60)
+        eventually(lambda: ready_pods(kube, "own-scaler"), lambda ready: ready >= 4, timeout_s=120)
     finally:
         kube.delete("autoscaling/v2", "HorizontalPodAutoscaler", "theirs", "team-a")
