@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Run the end-to-end tests on every pinned Kubernetes minor, all minors at the same time: run.sh [FILES AND PYTEST FLAGS...].
 # Each line of output begins with the minor it tells of. What fails is run once more, alone, because shared machines have slow
-# minutes; the output shows both. Exits with 1 when something failed twice.
+# minutes; the output shows both. Exits with 1 when something failed twice. WINDLASS_E2E_WORKERS=2 gives each minor two control
+# planes, which share the test files: most tests wait more than they compute.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -9,6 +10,9 @@ pytest=${PYTEST:-.venv/bin/pytest}
 [ $# -gt 0 ] || set -- tests/e2e
 if [ -n "${WINDLASS_E2E_KUBECONFIG:-}" ]; then exec "$pytest" -q "$@"; fi
 mkdir -p build
+workers=${WINDLASS_E2E_WORKERS:-1}
+shared=()
+[ "$workers" -le 1 ] || shared=(--numprocesses "$workers" --dist loadfile)
 
 run() {  # run MINOR ARGUMENTS...
     local minor=$1
@@ -19,7 +23,7 @@ run() {  # run MINOR ARGUMENTS...
 runs=()
 for folder in tests/e2e/tools/kubernetes-*; do
     minor=${folder##*kubernetes-}
-    (run "$minor" "$@" || { echo "[$minor] once more, what failed"; run "$minor" --last-failed --last-failed-no-failures none "$@"; }) &
+    (run "$minor" "${shared[@]}" "$@" || { echo "[$minor] once more, what failed"; run "$minor" --last-failed --last-failed-no-failures none "$@"; }) &
     runs+=($!)
 done
 failed=0
