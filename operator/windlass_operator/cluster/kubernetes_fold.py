@@ -95,6 +95,13 @@ def fold_workload(
     )
 
 
+def fold_remnants(pods: Sequence[Json]) -> Workload | None:
+    """Fold pods whose Deployment is gone: they hold their devices until they are gone too. None when they hold none."""
+    held = [pod for pod in pods if _phase(pod) not in FINISHED and labels.GPU_CLASS in _labels(pod)]
+    devices = sum(_devices(pod.get("spec", {})) for pod in held)
+    return Workload(gpu_class=_labels(held[0])[labels.GPU_CLASS], devices=devices) if devices else None
+
+
 def _labels(manifest: Json) -> Mapping[str, str]:
     return manifest.get("metadata", {}).get("labels") or {}
 

@@ -16,7 +16,7 @@ from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.cluster.kubernetes_cache import Cached, ObjectCache
-from windlass_operator.cluster.kubernetes_fold import fold_node, fold_workload, key_of_owner
+from windlass_operator.cluster.kubernetes_fold import fold_node, fold_remnants, fold_workload, key_of_owner
 from windlass_operator.cluster.kubernetes_kinds import Ref
 from windlass_operator.domain.snapshot import Key, Node, Snapshot, Workload
 from windlass_operator.errors import InvalidInput, Problem
@@ -154,8 +154,9 @@ class SnapshotBuilder:
             for one in self._cache.instances("Deployment", key.namespace, key.name)
             if key_of_owner(one.manifest) == key
         ]
+        pods = [one.manifest for one in self._cache.instances("Pod", key.namespace, key.name)]
         if not deployments:
-            return None
+            return fold_remnants(pods)
         autoscalers = [
             one
             for one in self._cache.instances("HorizontalPodAutoscaler", key.namespace, key.name)
@@ -164,6 +165,6 @@ class SnapshotBuilder:
         return fold_workload(
             deployments[0].manifest,
             [one.manifest for one in self._cache.instances("ReplicaSet", key.namespace, key.name)],
-            [one.manifest for one in self._cache.instances("Pod", key.namespace, key.name)],
+            pods,
             autoscalers[0].manifest if autoscalers else None,
         )

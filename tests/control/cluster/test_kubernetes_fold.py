@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from windlass_operator.cluster.kubernetes_fold import fold_node, fold_workload, key_of_owner
+from windlass_operator.cluster.kubernetes_fold import fold_node, fold_remnants, fold_workload, key_of_owner
 from windlass_operator.cluster.kubernetes_kinds import OWNER
 from windlass_operator.domain import labels
 from windlass_operator.domain.snapshot import Key, Workload
@@ -76,6 +76,19 @@ def test_finished_pods_count_nothing_and_leaving_ones_only_their_devices():
     workload = fold_workload(build_deployment(1, gpus=1), [build_replica_set()], pods)
 
     assert (workload.replicas, workload.devices, workload.gpu_class) == (1, 2, "h200")
+
+
+def test_pods_whose_deployment_is_gone_hold_their_devices_until_they_are():
+    pods = [build_pod("a", gpus=1), build_pod("b", deleting=True, gpus=2), build_pod("c", phase="Failed", gpus=4)]
+    for pod in pods:
+        pod["metadata"]["labels"][labels.GPU_CLASS] = "h200"
+
+    assert fold_remnants(pods) == Workload(gpu_class="h200", devices=3)
+
+
+@pytest.mark.parametrize("pods", [[], [build_pod()], [build_pod(gpus=1)]], ids=["none", "on CPUs", "of no class"])
+def test_pods_whose_deployment_is_gone_hold_nothing_without_a_class(pods):
+    assert fold_remnants(pods) is None
 
 
 def test_pods_that_a_quota_keeps_from_existing_still_wait_for_their_devices():

@@ -72,3 +72,22 @@ def test_only_the_part_that_changed_is_another_object(world):
     assert after.workloads is not before.workloads
     assert (after.services, after.nodes) == (before.services, before.nodes)
     assert after.services is before.services
+
+
+def test_devices_stay_held_after_their_service_until_the_last_pod_is_gone(world):
+    pod = build_manifest(
+        "Pod",
+        3,
+        "chat-1",
+        metadata={"labels": {"app.kubernetes.io/instance": "chat", "windlass.dev/gpu-class": "h200"}},
+        spec={"containers": [{"resources": {"limits": {"nvidia.com/gpu": "2"}}}]},
+        status={"phase": "Running"},
+    )
+    for manifest in (build_service(1), build_deployment(2), pod):
+        world.see(manifest)
+
+    world.see(build_service(4), "DELETED")
+    after = world.see(build_deployment(5), "DELETED")
+    assert (after.services, after.workloads[CHAT].devices, after.workloads[CHAT].gpu_class) == ({}, 2, "h200")
+
+    assert world.see(pod | {"metadata": pod["metadata"] | {"resourceVersion": "6"}}, "DELETED").workloads == {}
