@@ -34,6 +34,8 @@ class OperatorSettings:
     """Namespace of the leader election's Lease; the operator's own."""
     lease_name: str = "windlass-operator"
     """Name of the Lease."""
+    routes_secret: str = ""
+    """Secret in lease_namespace into which the gateway's routing table is written. It must exist. Empty: no gateway."""
     lease_duration_s: float = 15.0
     """Seconds after which a silent leader is replaced. 5 to 300."""
     lease_renew_s: float = 10.0
@@ -102,6 +104,7 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
 PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
     "lease_namespace": (DNS_LABEL, "a namespace name"),
     "lease_name": (DNS_LABEL, "a DNS label"),
+    "routes_secret": (r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "a Secret name"),
     "log_level": (r"^(DEBUG|INFO|WARNING|ERROR)$", "DEBUG, INFO, WARNING or ERROR"),
     "fleet.runtime_image": (r"^[^\s]+$", "an image reference"),
     "fleet.gateway_namespace": (DNS_LABEL, "a namespace name"),

@@ -1,15 +1,18 @@
 """Ports, paths and the routing table: how the gateway, probes and scrapers reach replicas.
 
-The routing table is a JSON file that a control-plane shell rewrites atomically (write aside, then rename) and the
-gateway watches. Standard library only.
+On one machine the routing table is a JSON file that a control-plane shell rewrites atomically (write aside, then
+rename) and the gateway watches. In a cluster it is a Secret, packed, and names Services in the place of replicas: the
+gateway follows their endpoints itself. Standard library only.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import json
-from typing import Final
+import zlib
+from typing import Any, Final
 
 RUNTIME_PORT: Final = 8000
 LIVE_PATH: Final = "/health/live"
@@ -17,6 +20,11 @@ READY_PATH: Final = "/health/ready"
 METRICS_PATH: Final = "/metrics"
 DRAIN_PATH: Final = "/health/drain"
 """POST marks a replica not ready and returns once nothing is in flight; the preStop hook calls it."""
+
+PORT_NAME: Final = "http"
+"""Name of RUNTIME_PORT in pods, Services and their endpoints."""
+ROUTES_KEY: Final = "routes.json.gz"
+"""Key of the packed routing table in its Secret."""
 
 
 class RoutingTableError(ValueError):
@@ -33,6 +41,19 @@ class Replica:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Canary:
+    """Another revision of a service on trial, with a share of its traffic."""
+
+    name: str
+    weight: int
+    """Percent of the route's requests; 0: only those that ask for it by name. The rest is the stable revision's."""
+    replicas: tuple[Replica, ...] = ()
+    """Ready replicas only; without one the stable revision answers in its place."""
+    endpoints: str = ""
+    """Kubernetes Service whose ready endpoints are the replicas; empty: `replicas` lists them."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Route:
     """One InferenceService as the gateway sees it."""
 
@@ -45,6 +66,10 @@ class Route:
     """Ready replicas only; empty answers 503 with Retry-After."""
     request_timeout_s: float = 600.0
     """Longest time between two bytes from the replica, in seconds."""
+    canaries: tuple[Canary, ...] = ()
+    """Revisions on trial; their weights add up to 100 at most."""
+    endpoints: str = ""
+    """Kubernetes Service whose ready endpoints are the replicas; empty: `replicas` lists them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,6 +82,20 @@ class RoutingTable:
         """Render with sorted keys, so that equal tables have equal bytes."""
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
 
+    def pack(self) -> bytes:
+        """Render compressed; equal tables have equal bytes. A Secret holds 1 MiB."""
+        text = json.dumps(dataclasses.asdict(self), separators=(",", ":"), sort_keys=True)
+        return gzip.compress(text.encode(), mtime=0)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> RoutingTable:
+        """Parse what `pack` returned. Raises RoutingTableError."""
+        try:
+            text = gzip.decompress(data).decode()
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as exc:
+            raise RoutingTableError(f"routing table: {type(exc).__name__}: {exc}") from exc
+        return cls.from_json(text)
+
     @classmethod
     def from_json(cls, text: str) -> RoutingTable:
         """Parse. Raises RoutingTableError."""
@@ -66,12 +105,25 @@ class RoutingTable:
             raise RoutingTableError(f"routing table: {type(exc).__name__}: {exc}") from exc
 
 
-def _parse_route(data: dict[str, object]) -> Route:
-    known = {field.name for field in dataclasses.fields(Route)}
-    values: dict[str, object] = {key: value for key, value in data.items() if key in known}
-    values["key_digests"] = tuple(data["key_digests"])  # type: ignore[arg-type]
-    values["replicas"] = tuple(Replica(name=item["name"], url=item["url"]) for item in data["replicas"])  # type: ignore[attr-defined]
-    return Route(**values)  # type: ignore[arg-type]
+def _parse_route(data: dict[str, Any]) -> Route:
+    values = _known(Route, data)
+    values["key_digests"] = tuple(data["key_digests"])
+    values["replicas"] = _parse_replicas(data["replicas"])
+    values["canaries"] = tuple(_parse_canary(item) for item in data.get("canaries", ()))
+    return Route(**values)
+
+
+def _parse_canary(data: dict[str, Any]) -> Canary:
+    return Canary(**{**_known(Canary, data), "replicas": _parse_replicas(data.get("replicas", ()))})
+
+
+def _parse_replicas(items: Any) -> tuple[Replica, ...]:
+    return tuple(Replica(name=item["name"], url=item["url"]) for item in items)
+
+
+def _known(kind: type, data: dict[str, Any]) -> dict[str, Any]:
+    """Leave out keys of newer writers."""
+    return {field.name: data[field.name] for field in dataclasses.fields(kind) if field.name in data}
 
 
 def digest_key(key: str) -> str:

@@ -45,6 +45,8 @@ GATEWAY_REQUESTS_TOTAL: Final = "windlass_gateway_requests_total"  # labels: GAT
 GATEWAY_REQUEST_DURATION: Final = "windlass_gateway_request_duration_seconds"
 GATEWAY_IN_FLIGHT: Final = "windlass_gateway_requests_in_flight"
 GATEWAY_LABELS: Final = ("namespace", "service", "tenant")
+GATEWAY_CANARY_REQUESTS_TOTAL: Final = "windlass_gateway_canary_requests_total"
+GATEWAY_CANARY_LABELS: Final = ("namespace", "service", "canary", "code")
 
 # Operator.
 RECONCILE_DURATION: Final = "windlass_reconcile_duration_seconds"  # labels: kind, result

@@ -49,6 +49,9 @@ NO_SUCH_SERVICE: Final = Problem(
     "service_not_found",
     "no such service, or not one of your tenant's: check /{namespace}/{service}/v1",
 )
+NO_SUCH_CANARY: Final = Problem(
+    404, "invalid_request_error", "canary_not_found", "this service has no canary of the name in X-Windlass-Canary"
+)
 NO_SUCH_PATH: Final = Problem(404, "invalid_request_error", "path_not_found", "expected /{namespace}/{service}/v1/...")
 METHOD_NOT_ALLOWED: Final = Problem(405, "invalid_request_error", "method_not_allowed", "expected GET or POST")
 BODY_TIMEOUT: Final = Problem(

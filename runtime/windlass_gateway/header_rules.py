@@ -10,6 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 REQUEST_ID: Final = "X-Request-Id"
+SESSION: Final = "X-Windlass-Session"
+"""Requests with the same value are answered by the same revision of a service, as long as weights stay."""
+CANARY: Final = "X-Windlass-Canary"
+"""Asks for a canary by name, also for one without a share of the traffic. Answers carry it where a canary answered."""
 
 _TO_REPLICA: Final = ("Accept", "Content-Type", "User-Agent", "Traceparent", "Tracestate")
 _HOP_BY_HOP: Final = frozenset(
@@ -25,8 +29,8 @@ _HOP_BY_HOP: Final = frozenset(
         "upgrade",
     }
 )
-_REPLACED: Final = frozenset({"content-length", "date", "server", REQUEST_ID.lower()})
-"""Set anew on our side: length and date by the HTTP layer, the request id by us."""
+_REPLACED: Final = frozenset({"content-length", "date", "server", REQUEST_ID.lower(), CANARY.lower()})
+"""Set anew on our side: length and date by the HTTP layer, request id and canary by us."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -44,11 +48,12 @@ def headers_to_replica(headers: Mapping[str, str], request_id: str) -> dict[str,
     return {**passed, REQUEST_ID: request_id}
 
 
-def headers_to_client(headers: Iterable[tuple[str, str]], request_id: str) -> list[tuple[str, str]]:
-    """Return what the client gets to see: everything end to end, with our request id."""
+def headers_to_client(headers: Iterable[tuple[str, str]], request_id: str, canary: str = "") -> list[tuple[str, str]]:
+    """Return what the client gets to see: everything end to end, with our request id and the canary that answered."""
     pairs = list(headers)
     named = {
         token.strip().lower() for name, value in pairs if name.lower() == "connection" for token in value.split(",")
     }
     dropped = _HOP_BY_HOP | _REPLACED | named
-    return [*((name, value) for name, value in pairs if name.lower() not in dropped), (REQUEST_ID, request_id)]
+    ours = [(REQUEST_ID, request_id), *([(CANARY, canary)] if canary else [])]
+    return [*((name, value) for name, value in pairs if name.lower() not in dropped), *ours]

@@ -44,6 +44,12 @@ class Metrics:
         self._in_flight = Gauge(
             metric_names.GATEWAY_IN_FLIGHT, "Requests being answered now.", labels, registry=self.registry
         )
+        self._shares = Counter(
+            metric_names.GATEWAY_CANARY_REQUESTS_TOTAL,
+            "Requests on routes with canaries, by the revision that answered (empty: the stable one) and status.",
+            metric_names.GATEWAY_CANARY_LABELS,
+            registry=self.registry,
+        )
         self._tenants: set[str] = set()
 
     def refused(self, status: int) -> None:
@@ -63,6 +69,8 @@ class Metrics:
             in_flight.dec()
             self._requests.labels(*labels, str(outcome.status)).inc()
             self._duration.labels(*labels).observe(time.monotonic() - started_s)
+            if route.canaries:
+                self._shares.labels(*labels[:2], outcome.canary, str(outcome.status)).inc()
 
     def render(self) -> bytes:
         """Return the exposition text."""
@@ -78,7 +86,8 @@ class Metrics:
 class Outcome:
     """How one request ended; CLIENT_CLOSED unless the block got far enough to say otherwise."""
 
-    __slots__ = ("status",)
+    __slots__ = ("canary", "status")
 
     def __init__(self) -> None:
         self.status = CLIENT_CLOSED
+        self.canary = ""

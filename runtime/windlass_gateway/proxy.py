@@ -11,12 +11,13 @@ from aiohttp import web
 from windlass_contract.endpoints import METRICS_PATH, Route
 from windlass_gateway import answers, metrics, relay
 from windlass_gateway.bodies import BodyStore
-from windlass_gateway.header_rules import REQUEST_ID, choose_request_id, headers_to_replica
-from windlass_gateway.routes import RouteBook
+from windlass_gateway.header_rules import CANARY, REQUEST_ID, SESSION, choose_request_id, headers_to_replica
+from windlass_gateway.routes import RouteSource
 from windlass_gateway.settings import Settings
+from windlass_gateway.splitting import Splitter
 from windlass_gateway.targets import Target, TargetError, parse_target
 from windlass_gateway.tenants import Refusal, authorize
-from windlass_gateway.upstream import BusyAnswer, Call, Upstream
+from windlass_gateway.upstream import STABLE, BusyAnswer, Call, Part, Reply, Upstream
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +34,18 @@ _REFUSALS: Final = {
 class Proxy:
     """Handles every request of one gateway."""
 
-    def __init__(self, settings: Settings, routes: RouteBook, upstream: Upstream, counts: metrics.Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        routes: RouteSource,
+        upstream: Upstream,
+        splitter: Splitter,
+        counts: metrics.Metrics,
+    ) -> None:
         self._settings = settings
         self._routes = routes
         self._upstream = upstream
+        self._splitter = splitter
         self._metrics = counts
         self._bodies = BodyStore(settings)
         self.draining = False
@@ -44,7 +53,7 @@ class Proxy:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request. Cancelled when the client leaves."""
         own = self.answer_own(request)
-        if own is not None:
+        if own is not None and not self._settings.separate_probes:
             return own
         request_id = choose_request_id(request.headers.get(REQUEST_ID), uuid.uuid4().hex)
         try:
@@ -54,7 +63,7 @@ class Proxy:
             return self._last_words(answers.render_problem(exc.problem, request_id))
         with self._metrics.watch(route) as outcome:
             try:
-                delivery = await self._forward(request, route, target, request_id)
+                delivery = await self._forward(request, route, target, request_id, outcome)
             except answers.Refused as exc:
                 delivery = relay.Delivery(answers.render_problem(exc.problem, request_id), exc.problem.status)
             outcome.status = delivery.status
@@ -95,12 +104,28 @@ class Proxy:
             raise answers.Refused(answers.METHOD_NOT_ALLOWED)
         return verdict, target
 
-    async def _forward(self, request: web.BaseRequest, route: Route, target: Target, request_id: str) -> relay.Delivery:
+    def _choose_part(self, request: web.BaseRequest, route: Route) -> Part:
+        """Decide which revision answers. Raises Refused for a canary that is not there."""
+        asked = request.headers.get(CANARY, "")
+        if asked:
+            if all(canary.name != asked for canary in route.canaries):
+                raise answers.Refused(answers.NO_SUCH_CANARY)
+            return Part(asked, only=True)
+        canary = self._splitter.choose(route, request.headers.get(SESSION, ""))
+        return Part(canary.name) if canary is not None else STABLE
+
+    async def _forward(
+        self, request: web.BaseRequest, route: Route, target: Target, request_id: str, outcome: metrics.Outcome
+    ) -> relay.Delivery:
+        part = self._choose_part(request, route)
+        outcome.canary = part.canary
         async with self._bodies.hold(request) as body:
             call = Call(
                 request.method, target.path_and_query, headers_to_replica(request.headers, request_id), body, request_id
             )
-            answer = await self._upstream.send(route, call)
+            answer = await self._upstream.send(route, call, part)
+        if isinstance(answer, Reply):
+            outcome.canary = answer.canary
         if isinstance(answer, BusyAnswer):
             return relay.Delivery(relay.render_busy(answer, request_id), answer.status)
         with answer:

@@ -33,7 +33,7 @@ async def relay(request: web.BaseRequest, reply: Reply, request_id: str, stall_s
     if upstream.content.is_eof():
         return _pass_on_whole(reply, request_id)
     response = web.StreamResponse(status=upstream.status, reason=upstream.reason)
-    response.headers.extend(headers_to_client(upstream.headers.items(), request_id))
+    response.headers.extend(headers_to_client(upstream.headers.items(), request_id, reply.canary))
     response.content_length = upstream.content_length
     await response.prepare(request)
     tail = b"\n\n"
@@ -64,7 +64,7 @@ def _pass_on_whole(reply: Reply, request_id: str) -> Delivery:
     response = web.Response(
         status=upstream.status,
         reason=upstream.reason,
-        headers=headers_to_client(upstream.headers.items(), request_id),
+        headers=headers_to_client(upstream.headers.items(), request_id, reply.canary),
         body=upstream.content.read_nowait(),
     )
     return Delivery(response, response.status)

@@ -1,4 +1,6 @@
-"""Follow the routing table file. A file that cannot be read or parsed leaves the last good table in force."""
+"""Where routes come from, and the first such place: a file. One that cannot be read or parsed leaves the last good
+table in force.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable
+from typing import Protocol
 
 from windlass_contract.endpoints import Route, RoutingTable, RoutingTableError
 from windlass_gateway.tenants import Directory, index_table
@@ -17,12 +20,41 @@ Stamp = tuple[int, int, int]
 """Modification time, inode and size: differs after every atomic replacement of the file."""
 
 
+class RouteSource(Protocol):
+    """The newest routes, however they are learned."""
+
+    on_change: Callable[[Directory], None]
+    """Called with every new directory."""
+
+    @property
+    def directory(self) -> Directory:
+        """What is in force; replaced as a whole and never edited."""
+        ...
+
+    @property
+    def loaded(self) -> bool:
+        """Whether a good table has ever been read."""
+        ...
+
+    def newest(self, route: Route) -> Route:
+        """Return the route as it is now; the one given once it is gone."""
+        ...
+
+    async def refresh(self) -> bool:
+        """Look once, before the first request; return whether a new table is in force."""
+        ...
+
+    async def follow(self, poll_s: float) -> None:
+        """Keep up until cancelled; `poll_s` is for sources that have to look."""
+        ...
+
+
 class RouteBook:
     """The newest good routing table. `directory` is replaced as a whole and never edited."""
 
     def __init__(self, path: pathlib.Path, on_change: Callable[[Directory], None] = lambda _: None) -> None:
         self._path = path
-        self._on_change = on_change
+        self.on_change = on_change
         self._stamp: Stamp | None = None
         self._complaint = ""
         self.directory = index_table(RoutingTable())
@@ -52,7 +84,7 @@ class RouteBook:
         self._complaint = ""
         self.directory, self.loaded = directory, True
         _log.info("Routing table loaded. routes=%d", len(directory.routes))
-        self._on_change(directory)
+        self.on_change(directory)
         return True
 
     def _read_if_changed(self) -> str | None:

@@ -41,3 +41,5 @@ class Settings:
     """Time to finish running requests after SIGTERM."""
     poll_s: float = 0.1
     """Interval at which the routing table file is looked at."""
+    separate_probes: bool = False
+    """Whether health and metrics have a port of their own: metrics name tenants, which clients must not see."""

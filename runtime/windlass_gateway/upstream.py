@@ -24,7 +24,7 @@ from windlass_contract.endpoints import Replica, Route
 from windlass_gateway import answers
 from windlass_gateway.picking import Picker
 from windlass_gateway.pool import BoundedPool
-from windlass_gateway.routes import RouteBook
+from windlass_gateway.routes import RouteSource
 from windlass_gateway.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,19 @@ class Call:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """Which revision of a service a call is for."""
+
+    canary: str = ""
+    """Name of a canary; empty for the stable revision."""
+    only: bool = False
+    """Whether nobody else may answer, because the client asked for this canary."""
+
+
+STABLE: Final = Part()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class BusyAnswer:
     """A replica's 429 or 503, kept to be passed on if nobody else can serve."""
 
@@ -58,9 +71,11 @@ class BusyAnswer:
 class Reply:
     """An answer whose head has arrived. Close it in every case: that frees the connection and the replica's slot."""
 
-    def __init__(self, replica: Replica, response: aiohttp.ClientResponse, picker: Picker) -> None:
+    def __init__(self, replica: Replica, response: aiohttp.ClientResponse, picker: Picker, canary: str = "") -> None:
         self.replica = replica
         self.response = response
+        self.canary = canary
+        """The canary that the replica belongs to; empty for the stable revision."""
         self._picker = picker
 
     def __enter__(self) -> Reply:
@@ -89,13 +104,13 @@ class _StaleConnectionError(_AttemptError):
 class Upstream:
     """Sends calls to replicas."""
 
-    def __init__(self, settings: Settings, routes: RouteBook, picker: Picker, session: aiohttp.ClientSession) -> None:
+    def __init__(self, settings: Settings, routes: RouteSource, picker: Picker, session: aiohttp.ClientSession) -> None:
         self._settings = settings
         self._routes = routes
         self._picker = picker
         self._session = session
 
-    async def send(self, route: Route, call: Call) -> Reply | BusyAnswer:
+    async def send(self, route: Route, call: Call, part: Part = STABLE) -> Reply | BusyAnswer:
         """Return the first answer worth passing on. Raises Refused when there is none."""
         loop = asyncio.get_running_loop()
         give_up_s = loop.time() + self._settings.attempt_window_s
@@ -103,12 +118,13 @@ class Upstream:
         busy: list[BusyAnswer] = []
         while len(busy) <= self._settings.max_busy_retries and loop.time() < give_up_s:
             # The table may have changed while an attempt was under way: always pick from the newest.
-            replica = self._picker.pick(self._routes.newest(route).replicas, tried, loop.time())
-            if replica is None:
+            chosen = self._pick(self._routes.newest(route), part, tried, loop.time())
+            if chosen is None:
                 break
+            replica, canary = chosen
             tried.append(replica)
             try:
-                answer = await self._attempt(replica, call, route.request_timeout_s)
+                answer = await self._attempt(replica, canary, call, route.request_timeout_s)
             except _AttemptError as exc:
                 self._note_failure(replica, exc, call, loop.time())
                 continue
@@ -119,7 +135,16 @@ class Upstream:
             return _kindest(busy)
         raise answers.Refused(answers.UNREACHABLE if tried else answers.NO_REPLICAS)
 
-    async def _attempt(self, replica: Replica, call: Call, silence_s: float) -> Reply | BusyAnswer:
+    def _pick(self, route: Route, part: Part, tried: list[Replica], now_s: float) -> tuple[Replica, str] | None:
+        """A trial must cost nobody an answer: what its canary does not take, the stable revision gets."""
+        canary = next((item for item in route.canaries if item.name == part.canary), None)
+        replica = self._picker.pick(canary.replicas, tried, now_s) if canary is not None else None
+        if replica is not None:
+            return replica, part.canary
+        replica = None if part.only else self._picker.pick(route.replicas, tried, now_s)
+        return (replica, "") if replica is not None else None
+
+    async def _attempt(self, replica: Replica, canary: str, call: Call, silence_s: float) -> Reply | BusyAnswer:
         self._picker.start(replica)
         try:
             response = await self._open(replica, call, silence_s)
@@ -127,7 +152,7 @@ class Upstream:
             self._picker.finish(replica)
             raise
         self._picker.answered(replica)
-        reply = Reply(replica, response, self._picker)
+        reply = Reply(replica, response, self._picker, canary)
         if response.status not in _BUSY:
             return reply
         with reply:

@@ -14,6 +14,7 @@ from support.gateway import Bench, BuildBench, BuildReplica, write_table
 from support.replica import Behaviour, FakeReplica
 from windlass_contract.endpoints import Replica, Route
 from windlass_gateway.main import Gateway
+from windlass_gateway.routes import RouteBook
 from windlass_gateway.settings import Settings
 
 
@@ -38,7 +39,7 @@ async def bench(tmp_path: pathlib.Path) -> AsyncIterator[BuildBench]:
             write_table(table, *routes)
             defaults = Settings(poll_s=0.01, connect_timeout_s=1.0, drain_timeout_s=1.0)
             sock = socket.create_server(("127.0.0.1", 0))
-            gateway = Gateway(dataclasses.replace(defaults, **settings), table, sock)  # type: ignore[arg-type]
+            gateway = Gateway(dataclasses.replace(defaults, **settings), RouteBook(table), sock)  # type: ignore[arg-type]
             return Bench(await stack.enter_async_context(gateway), table)
 
         yield build

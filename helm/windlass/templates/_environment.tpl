@@ -3,6 +3,9 @@
 {{- $operator := .Values.operator | default dict }}
 {{- $fleet := .Values.fleet | default dict }}
 {{- $places := dict "WINDLASS_NAMESPACES" (join "," (.Values.watchNamespaces | default list)) "WINDLASS_LEASE_NAMESPACE" (include "windlass.namespace" .) }}
+{{- if .Values.gateway.enabled }}
+{{- $_ := set $places "WINDLASS_ROUTES_SECRET" (include "windlass.routesSecretName" .) }}
+{{- end }}
 {{- $operator = include "windlass.variables" (dict "prefix" "WINDLASS_" "values" $operator) | fromYaml }}
 {{- $fleet = include "windlass.variables" (dict "prefix" "WINDLASS_FLEET_" "values" $fleet) | fromYaml }}
 {{- range $variable, $value := merge $places $operator $fleet }}

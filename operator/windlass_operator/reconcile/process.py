@@ -26,10 +26,12 @@ from windlass_operator.cluster.kubernetes_client import KubernetesClient
 from windlass_operator.cluster.kubernetes_events import EventRecorder
 from windlass_operator.cluster.kubernetes_kinds import OWNERS
 from windlass_operator.cluster.kubernetes_lease import LeaderElector, Leadership, LeaseTimes
+from windlass_operator.cluster.kubernetes_routes import RoutesSecret
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.reconcile import probes, watch
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, Backoff, KeyedQueue, Rate
 from windlass_operator.reconcile.reconciler import Reconciler, Workers
+from windlass_operator.reconcile.routes import RoutePublisher
 from windlass_operator.reconcile.wake import keys_to_wake
 from windlass_operator.render.fleet import render_fleet
 from windlass_operator.settings import OperatorSettings
@@ -63,6 +65,8 @@ class Operator:
     metrics: probes.Metrics
     load_access: AccessLoader
     random: Callable[[], float]
+    routes: RoutePublisher | None = None
+    """None: there is no gateway."""
     probe_port: int = 0
     """Port in use once the probes are served."""
     _last: Snapshot = field(default_factory=Snapshot)
@@ -78,6 +82,8 @@ class Operator:
     def wake(self, key: Key, delay_s: float = OWN_DELAY_S) -> None:
         """Queue every key whose plan may come out differently after a change of `key`."""
         before, self._last = self._last, self.cluster.picture()
+        if self.routes is not None and self._last is not before:
+            self.routes.touch()
         for other in keys_to_wake(key, before, self._last):
             self.queue.add(other, delay_s if other == key else OTHERS_DELAY_S)
 
@@ -85,6 +91,12 @@ class Operator:
         """Return once the caches are filled and this process leads: a plan from half a picture would be wrong."""
         await self.audit.filled.wait()
         await self.leadership.wait()
+
+    def take_over(self) -> None:
+        """This process leads now: what failed for want of a lease or a server need not wait longer."""
+        if self.routes is not None:
+            self.routes.start_over()
+        self.wake_all(0.0)
 
     def wake_all(self, spread_s: float) -> None:
         """Queue everything, spread evenly at random over `spread_s` seconds."""
@@ -176,7 +188,7 @@ def build_operator(
         times=times,
         clock=clock,
         wall_clock=_wall_clock,
-        on_taken=lambda: parts[0].wake_all(0.0),  # what failed for want of a lease or a server need not wait longer
+        on_taken=lambda: parts[0].take_over(),
     )
     workers = Workers(
         Reconciler(cluster, settings.fleet, _wall_clock),
@@ -208,9 +220,31 @@ def build_operator(
             metrics,
             load_access,
             random_source.random,
+            _build_routes(settings, client, leadership, cluster, metrics, random_source, lambda: parts[0]),
         )
     )
     return parts[0]
+
+
+def _build_routes(
+    settings: OperatorSettings,
+    client: KubernetesClient,
+    leadership: Leadership,
+    cluster: KubernetesCluster,
+    metrics: probes.Metrics,
+    random_source: random.Random,
+    operator: Callable[[], Operator],
+) -> RoutePublisher | None:
+    if not settings.routes_secret:
+        return None
+    return RoutePublisher(
+        RoutesSecret(client, leadership, settings.lease_namespace, settings.routes_secret),
+        cluster.picture,
+        may_work=lambda: operator().wait_for_work(),
+        random=random_source.random,
+        look_again_s=settings.resync_interval_s,
+        count_write=metrics.count_write,
+    )
 
 
 async def run_operator(
@@ -275,6 +309,7 @@ async def _run_parts(operator: Operator, stop: asyncio.Event) -> None:
             ("resync", operator.resync()),
             ("fleet", operator.apply_fleet()),
             ("events", operator.events.run()),
+            *([("routes", operator.routes.run())] if operator.routes is not None else []),
         )
     ]
     watching = asyncio.create_task(_keep_watching(operator, stop), name="watches")

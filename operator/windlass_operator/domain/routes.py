@@ -1,0 +1,25 @@
+"""Decide who may use which service through the gateway of a cluster, and how its traffic is shared out.
+
+Replicas are not listed: the gateway follows the endpoints of the named Services, which change far more often.
+"""
+
+from __future__ import annotations
+
+from windlass_contract.endpoints import Route, RoutingTable
+from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain.snapshot import Key, Snapshot
+from windlass_operator.domain.tenancy import owners
+
+
+def plan_routes(snapshot: Snapshot) -> RoutingTable:
+    """List the services of every tenant with keys; nobody could use the others."""
+    owned = owners(snapshot.tenants)
+    tenants = ((key, owned.get(key.namespace)) for key in sorted(snapshot.services))
+    return RoutingTable(
+        tuple(_route(key, tenant) for key, tenant in tenants if tenant is not None and tenant.spec.access.keys)
+    )
+
+
+def _route(key: Key, tenant: Tenant) -> Route:
+    digests = tuple(access.sha256 for access in tenant.spec.access.keys)
+    return Route(key.namespace, key.name, tenant.metadata.name, digests, (), endpoints=key.name)
