@@ -7,6 +7,7 @@ the others usable.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Mapping
 from typing import Final
@@ -31,6 +32,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
 
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
+EXIT_TERMINATED: Final = 143
 
 
 class CommandTable(click.Group):
@@ -77,7 +79,12 @@ def windlass() -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 (failed), 2 (wrong usage) or 130 (interrupted)."""
+    """Run the command line and return its exit code: 0, 1 (failed), 2 (wrong usage) or 130 (interrupted).
+
+    Raises SystemExit with 143 on a SIGTERM that comes before the sub-command handles it: as the first process of a
+    container it would otherwise be ignored while modules are imported.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
         result = windlass.main(arguments, prog_name="windlass", standalone_mode=False)
     except click.ClickException as exc:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from windlass_contract.launch_spec import Device, LaunchSpec, LaunchSpecError, P
 
 
 def run() -> None:
-    """Console script."""
+    """Console script. A SIGTERM that comes while torch is imported must end it too, as first process of a container."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     command_line(prog_name="windlass-runtime")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +29,24 @@ def command(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(main, "COMMANDS", {"work": ("windlass_test_work:work", "Does what the test says.")})
     return module
+
+
+@pytest.fixture
+def sigterm() -> Iterator[None]:
+    """The handler of SIGTERM as it was, afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_a_process_that_is_told_to_end_while_it_imports_ends(command: types.ModuleType) -> None:
+    command.__getattr__ = lambda _: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[method-assign]
+
+    with pytest.raises(SystemExit) as ended:
+        main.run(["work"])
+
+    assert ended.value.code == main.EXIT_TERMINATED
 
 
 def raising(error: BaseException) -> click.Command:
