@@ -77,11 +77,12 @@ def build_node(
     *,
     gpu: str = "h200",
     devices: int = 8,
+    resource: str = GPU_RESOURCE,
     ready: bool = True,
     schedulable: bool = True,
 ) -> Node:
     """A node that carries `devices` GPUs of a class."""
-    return Node(name, {GPU_LABEL: gpu}, {GPU_RESOURCE: devices}, ready=ready, schedulable=schedulable)
+    return Node(name, {GPU_LABEL: gpu}, {resource: devices}, ready=ready, schedulable=schedulable)
 
 
 def build_workload(ready: int = 1, *, gpu_class: str = "", **fields: Any) -> Workload:

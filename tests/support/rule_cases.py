@@ -183,6 +183,20 @@ _SERVICE_CASES = (
         (service({"accelerator.classes": ["a", "b", "a"]}),),
     ),
     RuleCase(
+        "classes or requirements",
+        inference_service.CLASSES_OR_REQUIREMENTS,
+        "spec.accelerator.classes",
+        (
+            service({"accelerator.classes": ["a"]}),
+            service({"accelerator.requirements": {}}),
+            service({"accelerator.requirements": {"memory": "40Gi", "computeCapability": "8.0"}}),
+        ),
+        (
+            service({"accelerator": {"classes": ["a"], "requirements": {"memory": "40Gi"}}}),
+            service({"accelerator": {"count": 1}}),
+        ),
+    ),
+    RuleCase(
         "percent is at most 100",
         inference_service.PERCENT_IS_AT_MOST_100,
         "spec.scaling.metrics[0].target",

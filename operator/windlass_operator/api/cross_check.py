@@ -56,7 +56,7 @@ def _unknown_classes(loaded: Loaded) -> Iterator[Problem]:
         return
     expected = "a GPUClass of these files, " + ", ".join(known)
     for service in loaded.services:
-        for index, name in enumerate(service.spec.accelerator.classes if service.spec.accelerator else ()):
+        for index, name in enumerate((service.spec.accelerator and service.spec.accelerator.classes) or ()):
             if name not in known:
                 path = f"spec.accelerator.classes[{index}]"
                 yield _problem(loaded, service, path, show(name) + did_you_mean(name, known), expected)

@@ -1,7 +1,8 @@
 """Choose the GPUClass a service runs on.
 
-Preference is the user's order, with two bends: classes with a usable node come before classes without, and the class a
-service runs on stays first while it works, because moving restarts every replica.
+Preference is the user's order, or the price where the user states needs instead of names, with two bends: classes with
+a usable node come before classes without, and the class a service runs on stays first while it works, because moving
+restarts every replica.
 """
 
 from __future__ import annotations
@@ -14,6 +15,14 @@ from windlass_operator.api.meta import Toleration
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass, GPUClassSpec
 from windlass_operator.api.v1alpha1.inference_service import InferenceServiceSpec, PrecisionPreset
 from windlass_operator.domain.decision import Refusal
+from windlass_operator.domain.gpu_need import (
+    cheapest_first,
+    describe_memory,
+    find_unaccepted_sharing,
+    find_unmet_requirement,
+    parse_capability,
+    usable_bytes,
+)
 from windlass_operator.domain.quantity import parse_bytes
 from windlass_operator.domain.snapshot import Workload
 from windlass_operator.domain.supply import Supply
@@ -42,6 +51,8 @@ class Candidate:
     spec: GPUClassSpec
     nodes: int | None
     """Ready, schedulable nodes; None while nodes are unknown."""
+    by_need: bool = False
+    """Whether it was found by needs and price, not by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +67,12 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Every listed class, judged. `candidates` has the best first."""
+    """Every listed class, or where needs are stated every class there is, judged. `candidates` has the best first."""
 
     candidates: tuple[Candidate, ...]
     skipped: tuple[Skipped, ...]
+    by_need: bool = False
+    """Whether needs were stated instead of names: then order is price."""
 
 
 def rank_classes(
@@ -67,11 +80,13 @@ def rank_classes(
 ) -> Ranking:
     """Judge the classes of `spec.accelerator`, which must be set."""
     assert spec.accelerator is not None
-    names = tuple(dict.fromkeys(spec.accelerator.classes))
+    listed = spec.accelerator.classes
+    names = cheapest_first(gpu_classes) if listed is None else tuple(dict.fromkeys(listed))
     verdicts = [_judge(name, spec, gpu_classes, supply) for name in names]
     candidates = [verdict for verdict in verdicts if isinstance(verdict, Candidate)]
     candidates.sort(key=lambda candidate: _preference(candidate, workload))
-    return Ranking(tuple(candidates), tuple(verdict for verdict in verdicts if isinstance(verdict, Skipped)))
+    skipped = tuple(verdict for verdict in verdicts if isinstance(verdict, Skipped))
+    return Ranking(tuple(candidates), skipped, by_need=listed is None)
 
 
 def _preference(candidate: Candidate, workload: Workload) -> int:
@@ -87,23 +102,42 @@ def _keeps(candidate: Candidate, workload: Workload) -> bool:
 def _judge(
     name: str, spec: InferenceServiceSpec, gpu_classes: Mapping[str, GPUClass], supply: Supply
 ) -> Candidate | Skipped:
-    gpu_class = gpu_classes.get(name)
+    gpu_class, accelerator = gpu_classes.get(name), spec.accelerator
+    assert accelerator is not None
     if gpu_class is None:
         return Skipped(name, f"there is no GPUClass {name}", "UnknownGPUClass")
-    cache, memory = spec.cache.memory, gpu_class.spec.memory
-    if cache is not None and parse_bytes(cache) >= parse_bytes(memory):
+    if unaccepted := find_unaccepted_sharing(accelerator, gpu_class.spec):
+        return Skipped(name, unaccepted, "SharingNotAccepted")
+    if accelerator.requirements is not None and (
+        unmet := find_unmet_requirement(accelerator.requirements, gpu_class.spec)
+    ):
+        return Skipped(name, unmet, "RequirementsNotMet")
+    cache, memory = spec.cache.memory, describe_memory(gpu_class.spec)
+    if cache is not None and parse_bytes(cache) >= usable_bytes(gpu_class.spec):
         return Skipped(name, f"spec.cache.memory {cache} leaves nothing of its {memory} for the model", "CacheTooLarge")
     if spec.precision.preset is PrecisionPreset.BF16 and not computes_bf16(gpu_class.spec):
         capability = gpu_class.spec.compute_capability
         return Skipped(name, f"compute capability {capability} has no BF16", "PrecisionUnsupported")
-    return Candidate(name, gpu_class.spec, supply.nodes(name))
+    return Candidate(name, gpu_class.spec, supply.nodes(name), by_need=accelerator.classes is None)
 
 
 def describe(candidate: Candidate, supply: Supply, workload: Workload) -> str:
     """Say what speaks for a class."""
-    name, nodes = candidate.name, candidate.nodes
     if _keeps(candidate, workload):
         return "its replicas run there already, and moving would restart them"
+    return f"{_describe_merit(candidate)}{_describe_nodes(candidate, supply)}"
+
+
+def _describe_merit(candidate: Candidate) -> str:
+    if not candidate.by_need:
+        return ""
+    price = candidate.spec.price_per_hour
+    words = "its price is not stated" if price is None else f"{price} per hour"
+    return f"meets spec.accelerator.requirements, {words}; "
+
+
+def _describe_nodes(candidate: Candidate, supply: Supply) -> str:
+    name, nodes = candidate.name, candidate.nodes
     if nodes is None:
         return "nodes are unknown here"
     if nodes == 0:
@@ -126,6 +160,12 @@ def choose(candidate: Candidate, count: int) -> GpuChoice:
 
 def refuse_ranking(ranking: Ranking) -> Refusal:
     """Say why no listed class will do. `ranking` has no candidates."""
+    if not ranking.skipped:
+        return Refusal(
+            "RequirementsNotMet",
+            "no class meets spec.accelerator.requirements: there is no GPUClass",
+            "Ask the platform team to create one",
+        )
     causes = {skipped.cause for skipped in ranking.skipped}
     cause = causes.pop() if len(causes) == 1 else "NoUsableGPUClass"
     details = "; ".join(f"{skipped.name}: {skipped.reason}" for skipped in ranking.skipped)
@@ -133,15 +173,18 @@ def refuse_ranking(ranking: Ranking) -> Refusal:
         "UnknownGPUClass": "List an existing class in spec.accelerator.classes, or ask the platform team to create it",
         "CacheTooLarge": "Lower spec.cache.memory, or list a class with more memory",
         "PrecisionUnsupported": "Set spec.precision.preset to Auto or FP16, or list a newer class",
+        "SharingNotAccepted": "Set spec.accelerator.sharing to MIG or TimeSliced, or use a class of whole GPUs",
+        "RequirementsNotMet": "Lower spec.accelerator.requirements, or ask the platform team for such a class",
     }
-    return Refusal(
-        cause,
-        f"no class of spec.accelerator.classes can be used: {details}",
-        steps.get(cause, "List a class in spec.accelerator.classes that exists and fits"),
-    )
+    if ranking.by_need:
+        words = "no class meets spec.accelerator.requirements"
+        otherwise = "Lower spec.accelerator.requirements or what the service itself asks for"
+    else:
+        words = "no class of spec.accelerator.classes can be used"
+        otherwise = "List a class in spec.accelerator.classes that exists and fits"
+    return Refusal(cause, f"{words}: {details}", steps.get(cause, otherwise))
 
 
 def computes_bf16(spec: GPUClassSpec) -> bool:
     """Whether the class computes BF16 at full speed."""
-    major, _, minor = spec.compute_capability.partition(".")
-    return (int(major), int(minor)) >= BF16_SINCE
+    return parse_capability(spec.compute_capability) >= BF16_SINCE

@@ -58,15 +58,15 @@ def _dependents(key: Key, snapshot: Snapshot) -> Iterator[Key]:
 
 def _wake_for_service(key: Key, snapshot: Snapshot) -> Iterator[Key]:
     """Its tenant counts it, the classes it uses count its devices, and its neighbours share its tenant's quota."""
-    classes = _classes(snapshot.services.get(key))
-    workload = snapshot.workloads.get(key)
+    service, workload = snapshot.services.get(key), snapshot.workloads.get(key)
+    classes = _classes(service)
     if workload is not None and workload.gpu_class:
         classes |= {workload.gpu_class}
     yield from (Key("GPUClass", "", name) for name in classes)
     for tenant in snapshot.tenants.values():
         if key.namespace in tenant.spec.namespaces:
             yield _tenant_key(tenant)
-            if classes:
+            if classes or (service is not None and service.spec.accelerator is not None):
                 yield from _services_of(tenant, snapshot, with_gpu=True)
 
 
@@ -78,8 +78,10 @@ def _wake_for_tenant(tenant: Tenant, snapshot: Snapshot) -> Iterator[Key]:
 
 
 def _wake_for_gpu_class(name: str, snapshot: Snapshot) -> Iterator[Key]:
-    """Services that name the class, and tenants whose quota does."""
-    yield from (key for key, service in snapshot.services.items() if name in _classes(service))
+    """Services that name the class or choose among all, and tenants whose quota names it."""
+    yield from (
+        key for key, service in snapshot.services.items() if name in _classes(service) or _chooses_by_need(service)
+    )
     for tenant in snapshot.tenants.values():
         if any(quota.name == name for quota in tenant.spec.quota.gpus):
             yield _tenant_key(tenant)
@@ -96,9 +98,13 @@ def _wake_for_node(before: Snapshot, after: Snapshot, name: str) -> Iterator[Key
 
 
 def _classes(service: InferenceService | None) -> frozenset[str]:
-    return (
-        frozenset(service.spec.accelerator.classes) if service is not None and service.spec.accelerator else frozenset()
-    )
+    if service is None or service.spec.accelerator is None:
+        return frozenset()
+    return frozenset(service.spec.accelerator.classes or ())
+
+
+def _chooses_by_need(service: InferenceService) -> bool:
+    return service.spec.accelerator is not None and service.spec.accelerator.requirements is not None
 
 
 def _services_of(tenant: Tenant, snapshot: Snapshot, with_gpu: bool) -> Iterator[Key]:

@@ -18,8 +18,9 @@ from windlass_operator.api.meta import (
     Quantity,
     Tolerations,
 )
-from windlass_operator.api.patterns import ENV_NAME, MODEL_URI, SERVED_NAME
+from windlass_operator.api.patterns import COMPUTE_CAPABILITY, ENV_NAME, MODEL_URI, SERVED_NAME
 from windlass_operator.api.rules import constrained, rule
+from windlass_operator.api.v1alpha1.gpu_class import Interconnect
 
 MAX_NAME: Final = 40
 """Children add a suffix to the name: pods 17 characters (replica set and pod hash), config maps a word and a hash.
@@ -64,6 +65,12 @@ CLASSES_ARE_DISTINCT: Final = rule(
     "self.all(name, self.exists_one(other, other == name))",
     "each GPUClass once",
     found="self.filter(name, !self.exists_one(other, other == name))[0] + ' more than once'",
+)
+CLASSES_OR_REQUIREMENTS: Final = rule(
+    "has(self.classes) != has(self.requirements)",
+    "either classes or requirements",
+    found="(has(self.classes) ? 'both' : 'neither')",
+    field=".classes",
 )
 
 PERCENT_IS_AT_MOST_100: Final = rule(
@@ -140,9 +147,11 @@ class Tier(enum.StrEnum):
 
 
 class Sharing(enum.StrEnum):
-    """How replicas share a device."""
+    """How far a replica shares a GPU with other pods."""
 
     EXCLUSIVE = "Exclusive"
+    MIG = "MIG"
+    TIME_SLICED = "TimeSliced"
 
 
 class Allocation(enum.StrEnum):
@@ -195,20 +204,56 @@ class Model(ApiModel):
     ] = ""
 
 
+class Requirements(ApiModel):
+    """What a replica needs of a GPU. Every stated one must be met."""
+
+    memory: Annotated[
+        ByteQuantity | None,
+        Field(description="Least memory of the GPU, slice or time slice, such as 40Gi."),
+    ] = None
+    compute_capability: Annotated[
+        str | None,
+        Field(
+            min_length=3,
+            max_length=5,
+            pattern=COMPUTE_CAPABILITY,
+            description="Least CUDA compute capability, such as 8.0.",
+        ),
+    ] = None
+    interconnect: Annotated[
+        Interconnect | None,
+        Field(description="Slowest link between the GPUs of one node: PCIe, NVLink or NVSwitch."),
+    ] = None
+
+
 class Accelerator(ApiModel):
     """Which GPU a replica needs. A service without it runs on CPUs."""
 
+    model_config = ConfigDict(json_schema_extra=constrained(CLASSES_OR_REQUIREMENTS))
+
     classes: Annotated[
-        list[DnsLabel],
+        list[DnsLabel] | None,
         Field(
             min_length=1,
             max_length=8,
             description="GPUClass names in order of preference; the first with nodes is chosen.",
             json_schema_extra=constrained(CLASSES_ARE_DISTINCT, list_type="atomic"),
         ),
-    ]
+    ] = None
+    requirements: Annotated[
+        Requirements | None,
+        Field(
+            description="Instead of classes: the cheapest class with nodes that meets them is chosen.",
+        ),
+    ] = None
     count: Annotated[int, Field(ge=1, le=1, description="GPUs per replica.")] = 1
-    sharing: Annotated[Sharing, Field(description="Exclusive: no other pod uses the device.")] = Sharing.EXCLUSIVE
+    sharing: Annotated[
+        Sharing,
+        Field(
+            description="How far the replica shares a GPU. Exclusive: only classes of whole GPUs. MIG: also slices, "
+            "isolated in hardware. TimeSliced: also GPUs that pods use in turns, without isolation.",
+        ),
+    ] = Sharing.EXCLUSIVE
     allocation: Annotated[
         Allocation,
         Field(
