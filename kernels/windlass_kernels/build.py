@@ -41,14 +41,16 @@ BASE_FLAGS = (
     "-Wno-maybe-uninitialized",
 )
 AVX2_FLAGS = ("-mavx2", "-mfma", "-mf16c")
+AVX512_FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2_FLAGS)
 UNIT_FLAGS: Mapping[str, tuple[str, ...]] = {
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2_FLAGS),
+    "avx512": AVX512_FLAGS,
+    "avx512vnni": (*AVX512_FLAGS, "-mavx512vnni"),
     "avx2": AVX2_FLAGS,
     "portable": (),
     "pool": (),
     "entry": (),
 }
-X86_UNITS = frozenset({"avx512", "avx2"})
+X86_UNITS = frozenset({"avx512", "avx512vnni", "avx2"})
 X86_MACHINES = frozenset({"x86_64", "amd64"})
 
 

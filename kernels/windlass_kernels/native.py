@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 _POINTER, _I64, _I32, _F32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 _SIGNATURES: dict[str, tuple[type[ctypes._SimpleCData[int]] | type, ...]] = {
     "linear": (_POINTER,) * 4 + (_I64,) * 3 + (_I32,),
+    "packed_linear": (_POINTER,) * 5 + (_I64,) * 4 + (_F32, _I32),
+    "packed_rows": (_POINTER,) * 4 + (_I64,) * 3 + (_I32,),
     "norm": (_POINTER,) * 4 + (_I64,) * 2 + (_F32,),
     "silu_mul": (_POINTER,) * 2 + (_I64,) * 2,
     "rope_and_store": (_POINTER,) * 10 + (_I64,) * 5 + (_F32, _I32, _I32),
@@ -37,6 +39,8 @@ class Library:
         self._c.windlass_read_all.restype = _F32
         self.read_all = self._c.windlass_read_all
         self.linear = self._c.windlass_linear
+        self.packed_linear = self._c.windlass_packed_linear
+        self.packed_rows = self._c.windlass_packed_rows
         self.norm = self._c.windlass_norm
         self.silu_mul = self._c.windlass_silu_mul
         self.rope_and_store = self._c.windlass_rope_and_store

@@ -78,7 +78,8 @@ def _library() -> native.Library | None:
     return library
 
 
-def _library_for(device: torch.device) -> native.Library | None:
+def library_for(device: torch.device) -> native.Library | None:
+    """The native kernels if tensors of this device run on them; the reference runs otherwise."""
     return _library() if device.type == "cpu" else None
 
 
@@ -120,7 +121,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
     if bias is not None:
         require("linear", "bias", bias, (n,), STORED, device)
     y = _target("linear", out, (m, n), device)
-    library = _library_for(device)
+    library = library_for(device)
     if library is None or k == 0:
         return y.copy_(reference.linear(x, weight, bias))
     wide = None if bias is None else bias.float()
@@ -134,7 +135,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
     require("rms_norm", "x", x, x.shape, FLOAT, device)
     require("rms_norm", "weight", weight, (f,), FLOAT, device)
     y = _target("rms_norm", out, x.shape, device)
-    library = _library_for(device)
+    library = library_for(device)
     if library is None or f == 0:
         return y.copy_(reference.rms_norm(x, weight, eps))
     library.norm(x.data_ptr(), None, weight.data_ptr(), y.data_ptr(), x.numel() // f, f, eps)
@@ -149,7 +150,7 @@ def add_rms_norm_(residual: Tensor, delta: Tensor, weight: Tensor, eps: float, o
     require("add_rms_norm_", "delta", delta, (m, f), FLOAT, device)
     require("add_rms_norm_", "weight", weight, (f,), FLOAT, device)
     y = _target("add_rms_norm_", out, (m, f), device)
-    library = _library_for(device)
+    library = library_for(device)
     if library is None or f == 0:
         return y.copy_(reference.rms_norm(residual.add_(delta), weight, eps))
     library.norm(residual.data_ptr(), delta.data_ptr(), weight.data_ptr(), y.data_ptr(), m, f, eps)
@@ -164,7 +165,7 @@ def silu_mul(gate_up: Tensor, out: Tensor | None = None) -> Tensor:
     device = gate_up.device
     require("silu_mul", "gate_up", gate_up, (m, both), FLOAT, device)
     y = _target("silu_mul", out, (m, both // 2), device)
-    library = _library_for(device)
+    library = library_for(device)
     if library is None:
         return y.copy_(reference.silu_mul(gate_up))
     library.silu_mul(gate_up.data_ptr(), y.data_ptr(), m, both // 2)
@@ -213,7 +214,7 @@ def rope_and_store(
         if weight is not None:
             require(op, name, weight, (width,), FLOAT, device)
     q = _target(op, out, (tokens, heads, width), device)
-    library = _library_for(device)
+    library = library_for(device)
     if library is None:
         return q.copy_(
             reference.rope_and_store(
@@ -276,7 +277,7 @@ def paged_attention(
     require(op, "row_of", row_of, (tokens,), INDEX, device)
     require(op, "positions", positions, (tokens,), INDEX, device)
     y = _target(op, out, (tokens, heads, width), device)
-    library = _library_for(device)
+    library = library_for(device)
     if library is None:
         return y.copy_(
             reference.paged_attention(query, key_pages, value_pages, page_table, row_of, positions, scale, window)

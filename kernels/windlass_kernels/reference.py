@@ -16,6 +16,44 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.d
     return result if bias is None else result + bias.to(dtype)
 
 
+def dequantize(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """codes [N, K] int8 times scales [N], or [N, G] for G groups of columns: [N, K]."""
+    if scales.dim() == 1:
+        return codes.to(dtype) * scales.to(dtype)[:, None]
+    groups = codes.to(dtype).view(*scales.shape, -1)
+    return (groups * scales.to(dtype)[:, :, None]).flatten(1)
+
+
+def quantize_inputs(x: Tensor, group: int, input_scale: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The 8-bit inputs of a packed product: codes [M, K] int8, scales [M, K / group, rounded up] float32.
+
+    Codes are nearest integers, ties to even, in float32 as the kernels compute them, cut off at 127. A group that holds
+    an infinity or a NaN has the scale NaN.
+    """
+    padded = torch.nn.functional.pad(x.float(), (0, -x.shape[1] % group)).view(len(x), -1, group)
+    largest = padded.abs().amax(-1)
+    scales = torch.full_like(largest, input_scale) if input_scale > 0 else largest / 127.0
+    inverse = torch.where(scales >= 2.0**-126, 1.0 / scales, 0.0)
+    usable = largest.isfinite()
+    codes = torch.where(usable[..., None], (padded * inverse[..., None]).clamp(-127, 127).round(), 0.0)
+    return codes.flatten(1)[:, : x.shape[1]].to(torch.int8), torch.where(usable, scales, torch.nan)
+
+
+def packed_linear(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    group: int,
+    bias: Tensor | None = None,
+    input_scale: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """See `packed.linear`: the product of the dequantised inputs with the dequantised weight."""
+    input_codes, input_scales = quantize_inputs(x, group, input_scale)
+    wide = input_scales.to(dtype).repeat_interleave(group, dim=1)[:, : x.shape[1]]
+    return linear(input_codes.to(dtype) * wide, dequantize(codes, scales, dtype), bias, dtype)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype = torch.float32) -> Tensor:
     """x [..., F] divided by the root of its mean square over F, times weight [F]."""
     wide = x.to(dtype)

@@ -11,6 +11,9 @@ extern "C" {
 int windlass_choose_isa(const char*);
 void windlass_set_threads(int);
 void windlass_linear(const float*, const void*, const float*, float*, int64_t, int64_t, int64_t, int32_t);
+void windlass_packed_linear(const float*, const uint8_t*, const void*, const float*, float*, int64_t, int64_t, int64_t, int64_t, float,
+                            int32_t);
+void windlass_packed_rows(const int32_t*, const uint8_t*, const void*, float*, int64_t, int64_t, int64_t, int32_t);
 void windlass_norm(float*, const float*, const float*, float*, int64_t, int64_t, float);
 void windlass_silu_mul(const float*, float*, int64_t, int64_t);
 void windlass_rope_and_store(const float*, const float*, const float*, const int32_t*, const int32_t*, void*, void*, const float*,
@@ -56,6 +59,28 @@ void check_linear(int64_t m, int64_t n, int64_t k) {
   }
 }
 
+// Every code is 1 and every scale 1/2, so that an output is half the sum of its inputs, within the inputs' rounding to 8 bits.
+void check_packed(int64_t m, int64_t n, int64_t k, int64_t group, int32_t bits) {
+  const int64_t panels = (n + 31) / 32, padded = (k + group - 1) / group * group, groups = padded / group;
+  const Exact x = numbers(m * k), bias = numbers(n), y = numbers(m * n), rows = numbers(k);
+  const std::unique_ptr<uint8_t[]> codes(new uint8_t[size_t(panels * 32 * padded * bits / 8)]);
+  std::fill_n(codes.get(), panels * 32 * padded * bits / 8, uint8_t(bits == 8 ? 129 : 0x99));
+  const std::unique_ptr<float[]> wide(new float[size_t(panels * 32)]);
+  const std::unique_ptr<uint16_t[]> halves(new uint16_t[size_t(panels * groups * 32)]);
+  std::fill_n(wide.get(), panels * 32, 0.5f);
+  std::fill_n(halves.get(), panels * groups * 32, uint16_t(0x3800));
+  const void* scales = bits == 8 ? static_cast<const void*>(wide.get()) : halves.get();
+  windlass_packed_linear(x.get(), codes.get(), scales, bias.get(), y.get(), m, n, k, group, 0.0f, bits);
+  for (int64_t i = 0; i < m; ++i) {
+    double sum = 0;
+    for (int64_t at = 0; at < k; ++at) sum += 0.5 * x[size_t(i * k + at)];
+    for (int64_t j = 0; j < n; ++j) expect(y[size_t(i * n + j)], sum + bias[size_t(j)], 0.001 * double(k), "packed linear");
+  }
+  const int32_t last = int32_t(n) - 1;
+  windlass_packed_rows(&last, codes.get(), scales, rows.get(), 1, k, group, bits);
+  expect(rows[size_t(k - 1)], 0.5, 0.0, "packed rows");
+}
+
 void check_rows(int64_t m, int64_t f) {
   const Exact x = numbers(m * f), delta = numbers(m * f), weight = numbers(f), y = numbers(m * f), gate_up = numbers(m * 2 * f);
   windlass_norm(x.get(), delta.get(), weight.get(), y.get(), m, f, 1e-5f);
@@ -98,6 +123,8 @@ void check_everything() {
     for (int64_t n : {1, 5, 31, 101})
       for (int64_t k : {1, 17, 48}) check_linear(m, n, k);
   check_linear(2, 9, 1039), check_linear(10, 9, 1039);
+  for (int64_t m : {1, 2, 3, 4, 6, 17})
+    for (int64_t n : {1, 33, 70}) check_packed(m, n, 67, 64, 8), check_packed(m, n, 96, 32, 4), check_packed(m, n, 256, 128, 4);
   for (int64_t f : {1, 3, 16, 33, 2051}) check_rows(1, f), check_rows(9, f);
   check_attention(1, 1, 1, 8, 0), check_attention(65, 6, 2, 20, 0), check_attention(130, 4, 4, 16, 7), check_attention(70, 3, 1, 64, 64);
 }

@@ -6,10 +6,11 @@
 #include "windlass/table.h"
 
 namespace windlass {
-namespace portable { extern const KernelTable table; }
+namespace portable { extern const KernelTable table; extern const PackedTable packed_table; }
 #if defined(__x86_64__)
-namespace avx2 { extern const KernelTable table; }
+namespace avx2 { extern const KernelTable table; extern const PackedTable packed_table; }
 namespace avx512 { extern const KernelTable table; }
+namespace avx512vnni { extern const PackedTable packed_table; }
 #endif
 
 namespace {
@@ -21,6 +22,15 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 #endif
+
+// What multiplies packed weights beside a table. AVX-512 without VNNI has no dot product of bytes that beats AVX2's.
+const PackedTable* packed_beside([[maybe_unused]] const KernelTable* table) {
+#if defined(__x86_64__)
+  if (table == &avx512::table && __builtin_cpu_supports("avx512vnni")) return &avx512vnni::packed_table;
+  if (table != &portable::table) return &avx2::packed_table;
+#endif
+  return &portable::packed_table;
+}
 
 // Best first; null where this processor cannot run it.
 const KernelTable* usable(int rank) {
@@ -66,6 +76,16 @@ WL_EXPORT float windlass_read_all(const float* p, int64_t count) { return chosen
 WL_EXPORT void windlass_linear(const float* x, const void* weight, const float* bias, float* y, int64_t m, int64_t n, int64_t k,
                                int32_t storage) {
   chosen.load()->linear({x, weight, bias, y, m, n, k, storage});
+}
+
+WL_EXPORT void windlass_packed_linear(const float* x, const uint8_t* codes, const void* scales, const float* bias, float* y, int64_t m,
+                                      int64_t n, int64_t k, int64_t group, float input_scale, int32_t bits) {
+  packed_beside(chosen.load())->linear({x, codes, scales, bias, y, m, n, k, group, input_scale, bits});
+}
+
+WL_EXPORT void windlass_packed_rows(const int32_t* rows, const uint8_t* codes, const void* scales, float* y, int64_t count, int64_t k,
+                                    int64_t group, int32_t bits) {
+  packed_beside(chosen.load())->rows({rows, codes, scales, y, count, k, group, bits});
 }
 
 WL_EXPORT void windlass_norm(float* x, const float* delta, const float* weight, float* y, int64_t m, int64_t f, float eps) {

@@ -3,6 +3,9 @@
 #include "windlass/attention.h"
 #include "windlass/linear.h"
 #include "windlass/rowwise.h"
+#if !defined(WL_AVX512)  // has a unit of its own, with VNNI
+#include "windlass/packed.h"
+#endif
 
 #define WL_TEXT_OF(name) #name
 #define WL_TEXT(name) WL_TEXT_OF(name)

@@ -62,6 +62,32 @@ struct AttentionArgs {
   int32_t storage;
 };
 
+struct PackedLinearArgs {
+  const float* x;        // [M, K]
+  const uint8_t* codes;  // panels, see packed.h
+  const void* scales;    // 8 bits: [panels, 32] float; 4 bits: [panels, groups, 32] float16
+  const float* bias;     // [N] or null
+  float* y;              // [M, N]
+  int64_t m, n, k, group;
+  float input_scale;  // scale of the activations' codes; 0: chosen per token and group
+  int32_t bits;
+};
+
+struct PackedRowsArgs {
+  const int32_t* rows;   // [count], each below N
+  const uint8_t* codes;  // as above
+  const void* scales;
+  float* y;  // [count, K]
+  int64_t count, k, group;
+  int32_t bits;
+};
+
+// The ops on weights of 8 and 4 bits: a table of their own, because they want instructions that AVX-512 alone does not promise.
+struct PackedTable {
+  void (*linear)(const PackedLinearArgs&);
+  void (*rows)(const PackedRowsArgs&);
+};
+
 struct KernelTable {
   const char* name;
   float (*read_all)(const float* p, int64_t count);
