@@ -359,11 +359,9 @@ _TENANT_CASES = (
         (
             tenant_of({"subjects": [_ACCOUNT, {**_ACCOUNT, "kind": "Group"}]}),
             tenant_of({"subjects": [_ACCOUNT, {**_ACCOUNT, "name": "bob"}]}),
-        ),
-        (
             tenant_of({"subjects": [_ACCOUNT, {**_ACCOUNT, "role": "Viewer"}]}),
-            tenant_of({"subjects": [_ACCOUNT, {**_ACCOUNT, "namespace": ""}]}),
         ),
+        (tenant_of({"subjects": [_ACCOUNT, _ACCOUNT]}),),
     ),
     RuleCase(
         "key digests are distinct",
