@@ -20,6 +20,8 @@ READY_PATH: Final = "/health/ready"
 METRICS_PATH: Final = "/metrics"
 DRAIN_PATH: Final = "/health/drain"
 """POST marks a replica not ready and returns once nothing is in flight; the preStop hook calls it."""
+REPORT_USAGE_HEADER: Final = "X-Windlass-Report-Usage"
+"""Asks a replica to end a stream with a comment (which clients skip) that holds its usage: `: {"usage": {...}}`."""
 
 PORT_NAME: Final = "http"
 """Name of RUNTIME_PORT in pods, Services and their endpoints."""
@@ -73,10 +75,25 @@ class Route:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class TenantRates:
+    """How much a tenant may ask for over all its services and all gateways; None: as much as it likes."""
+
+    tenant: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Tokens of prompts and of answers together."""
+    concurrent_requests: int | None = None
+    burst_s: float = 60.0
+    """Seconds' worth of each rate that a tenant which was quiet for as long may use at once."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RoutingTable:
     """Everything a gateway knows of the fleet."""
 
     routes: tuple[Route, ...] = ()
+    rates: tuple[TenantRates, ...] = ()
+    """Tenants that have limits; a table without this part limits nobody."""
 
     def to_json(self) -> str:
         """Render with sorted keys, so that equal tables have equal bytes."""
@@ -100,8 +117,12 @@ class RoutingTable:
     def from_json(cls, text: str) -> RoutingTable:
         """Parse. Raises RoutingTableError."""
         try:
-            return cls(tuple(_parse_route(route) for route in json.loads(text)["routes"]))
-        except (KeyError, TypeError, ValueError) as exc:
+            data = json.loads(text)
+            return cls(
+                tuple(_parse_route(route) for route in data["routes"]),
+                tuple(_parse_rates(rates) for rates in data.get("rates", ())),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
             raise RoutingTableError(f"routing table: {type(exc).__name__}: {exc}") from exc
 
 
@@ -124,6 +145,18 @@ def _parse_replicas(items: Any) -> tuple[Replica, ...]:
 def _known(kind: type, data: dict[str, Any]) -> dict[str, Any]:
     """Leave out keys of newer writers."""
     return {field.name: data[field.name] for field in dataclasses.fields(kind) if field.name in data}
+
+
+def _parse_rates(data: dict[str, Any]) -> TenantRates:
+    rates = TenantRates(**_known(TenantRates, data))
+    numbers: tuple[object, ...] = (
+        *(rates.requests_per_minute, rates.tokens_per_minute, rates.concurrent_requests),
+        rates.burst_s,
+    )
+    for number in numbers:
+        if number is not None and not (isinstance(number, int | float) and 0 < number < float("inf")):
+            raise ValueError(f"rates of {rates.tenant}: expected numbers above 0, found {number!r}")
+    return rates
 
 
 def digest_key(key: str) -> str:

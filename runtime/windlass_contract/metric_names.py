@@ -44,9 +44,13 @@ OUTCOMES: Final = ("stop", "length", "cancelled", "rejected", "failed")
 GATEWAY_REQUESTS_TOTAL: Final = "windlass_gateway_requests_total"  # labels: GATEWAY_LABELS + `code`
 GATEWAY_REQUEST_DURATION: Final = "windlass_gateway_request_duration_seconds"
 GATEWAY_IN_FLIGHT: Final = "windlass_gateway_requests_in_flight"
+GATEWAY_TOKENS_TOTAL: Final = "windlass_gateway_tokens_total"  # labels: GATEWAY_LABELS + `kind`
+GATEWAY_LIMITED_TOTAL: Final = "windlass_gateway_limited_total"  # labels: GATEWAY_LABELS + `limit`
 GATEWAY_LABELS: Final = ("namespace", "service", "tenant")
 GATEWAY_CANARY_REQUESTS_TOTAL: Final = "windlass_gateway_canary_requests_total"
 GATEWAY_CANARY_LABELS: Final = ("namespace", "service", "canary", "code")
+TOKEN_KINDS: Final = ("prompt", "completion")
+"""Values of the `kind` label of GATEWAY_TOKENS_TOTAL."""
 
 # Operator.
 RECONCILE_DURATION: Final = "windlass_reconcile_duration_seconds"  # labels: kind, result

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from typing import Final
 
 from aiohttp import web
 
+from windlass_gateway import rate_headers
 from windlass_gateway.header_rules import REQUEST_ID
+from windlass_gateway.limits import Limit, OverLimit
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,6 +25,8 @@ class Problem:
     message: str
     retry_after_s: int = 0
     """Sent as Retry-After when above 0."""
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Further headers."""
 
     def body(self) -> dict[str, object]:
         """Return the JSON body."""
@@ -93,9 +99,28 @@ def body_too_large(limit_bytes: int) -> Problem:
     return Problem(413, "invalid_request_error", "request_too_large", f"expected a body of at most {limit_bytes} bytes")
 
 
+def over_limit(tenant: str, found: OverLimit) -> Problem:
+    """Answer for a tenant that has used up one of its limits: 429 as OpenAI's clients know it."""
+    what = {
+        Limit.REQUESTS: f"{found.allowed} requests per minute",
+        Limit.TOKENS: f"{found.allowed} tokens per minute",
+        Limit.CONCURRENCY: f"{found.allowed} requests at once",
+    }[found.limit]
+    kind = "tokens" if found.limit is Limit.TOKENS else "requests"
+    limit = f"Tenant {tenant} may use {what} ({found.limit})"
+    headers = rate_headers.render_readings(found.readings)
+    if math.isinf(found.retry_after_s):
+        message = f"{limit}; this request alone needs about {found.asked}: shorten it"
+        return Problem(429, kind, "rate_limit_exceeded", message, headers=headers | rate_headers.NEVER_RETRY)
+    wait_s = max(1, math.ceil(found.retry_after_s))
+    message = f"{limit}; try again in {wait_s} s"
+    headers |= rate_headers.render_wait(found.retry_after_s)
+    return Problem(429, kind, "rate_limit_exceeded", message, wait_s, headers)
+
+
 def render_problem(problem: Problem, request_id: str) -> web.Response:
     """Build the HTTP answer."""
-    headers = {REQUEST_ID: request_id} if request_id else {}
+    headers = {**problem.headers, **({REQUEST_ID: request_id} if request_id else {})}
     if problem.retry_after_s:
         headers["Retry-After"] = str(problem.retry_after_s)
     if problem.status == 401:

@@ -73,7 +73,8 @@ class ClusterRoutes:
         """Bring the directory up to what is known."""
         if not self.loaded or self._table is None:
             return False
-        self.directory = index_table(RoutingTable(tuple(self._resolve(route) for route in self._table.routes)))
+        routes = tuple(self._resolve(route) for route in self._table.routes)
+        self.directory = index_table(dataclasses.replace(self._table, routes=routes))
         self.on_change(self.directory)
         return True
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from windlass_contract.endpoints import REPORT_USAGE_HEADER
+
 REQUEST_ID: Final = "X-Request-Id"
 SESSION: Final = "X-Windlass-Session"
 """Requests with the same value are answered by the same revision of a service, as long as weights stay."""
@@ -29,8 +31,8 @@ _HOP_BY_HOP: Final = frozenset(
         "upgrade",
     }
 )
-_REPLACED: Final = frozenset({"content-length", "date", "server", REQUEST_ID.lower(), CANARY.lower()})
-"""Set anew on our side: length and date by the HTTP layer, request id and canary by us."""
+_REPLACED: Final = frozenset({"content-length", "date", "server", CANARY.lower()})
+"""Set anew on our side: length and date by the HTTP layer, the canary by us."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -45,15 +47,14 @@ def headers_to_replica(headers: Mapping[str, str], request_id: str) -> dict[str,
     Authorization, cookies, Host and every tenant or forwarding header stay behind.
     """
     passed = {name: headers[name] for name in _TO_REPLICA if name in headers}
-    return {**passed, REQUEST_ID: request_id}
+    return {**passed, REQUEST_ID: request_id, REPORT_USAGE_HEADER: "true"}
 
 
-def headers_to_client(headers: Iterable[tuple[str, str]], request_id: str, canary: str = "") -> list[tuple[str, str]]:
-    """Return what the client gets to see: everything end to end, with our request id and the canary that answered."""
+def headers_to_client(headers: Iterable[tuple[str, str]], own: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return what the client gets to see: everything end to end, and our own headers in place of the replica's."""
     pairs = list(headers)
     named = {
         token.strip().lower() for name, value in pairs if name.lower() == "connection" for token in value.split(",")
     }
-    dropped = _HOP_BY_HOP | _REPLACED | named
-    ours = [(REQUEST_ID, request_id), *([(CANARY, canary)] if canary else [])]
-    return [*((name, value) for name, value in pairs if name.lower() not in dropped), *ours]
+    dropped = _HOP_BY_HOP | _REPLACED | named | {name.lower() for name in own}
+    return [*((name, value) for name, value in pairs if name.lower() not in dropped), *own.items()]

@@ -27,6 +27,7 @@ from windlass_gateway.server import Listener
 from windlass_gateway.settings import Settings
 from windlass_gateway.splitting import Splitter
 from windlass_gateway.tenants import Directory
+from windlass_gateway.turnstile import Turnstile
 from windlass_gateway.upstream import Upstream, build_session
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,13 @@ def cli() -> None:
 )
 @click.option("--max-body-bytes", default=DEFAULTS.max_body_bytes, show_default=True, type=click.IntRange(1024))
 @click.option(
+    "--gateways",
+    default=DEFAULTS.gateways,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Gateways that requests are spread over; each grants its equal part of every tenant's limits.",
+)
+@click.option(
     "--drain-timeout", default=DEFAULTS.drain_timeout_s, show_default=True, type=click.FloatRange(0), help="Seconds."
 )
 def run_gateway(
@@ -88,6 +96,7 @@ def run_gateway(
     probe_port: int | None,
     max_connections: int,
     max_body_bytes: int,
+    gateways: int,
     drain_timeout: float,
 ) -> None:
     """Serve /{namespace}/{service}/v1/... for the routes of a file or a cluster.
@@ -98,6 +107,7 @@ def run_gateway(
     settings = Settings(
         max_connections=_fit_descriptors(max_connections),
         max_body_bytes=max_body_bytes,
+        gateways=gateways,
         drain_timeout_s=drain_timeout,
         separate_probes=probe_port is not None,
     )
@@ -180,8 +190,9 @@ class Gateway:
         self._sock, self._probe_sock = sock, probe_sock
         self.picker, self.splitter = Picker(), Splitter()
         self.routes = routes
-        routes.on_change = self._forget
+        routes.on_change = self._adopt
         self.metrics = metrics.Metrics()
+        self._turnstile = Turnstile(self.metrics, settings.gateways)
         address = sock.getsockname()
         self.url = f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}"
 
@@ -190,7 +201,7 @@ class Gateway:
             session = await stack.enter_async_context(build_session(self._settings))
             await self.routes.refresh()
             upstream = Upstream(self._settings, self.routes, self.picker, session)
-            self._proxy = Proxy(self._settings, self.routes, upstream, self.splitter, self.metrics)
+            self._proxy = Proxy(self._settings, self.routes, upstream, self._turnstile, self.splitter, self.metrics)
             self._listener = Listener(self._settings, self._proxy.handle)
             following = asyncio.create_task(self.routes.follow(self._settings.poll_s))
             stack.push_async_callback(_cancel, following)
@@ -206,8 +217,9 @@ class Gateway:
         await self._listener.drain(self._settings.drain_timeout_s)
         await self._stack.aclose()
 
-    def _forget(self, directory: Directory) -> None:
-        """Drop what is remembered of replicas and routes that left."""
+    def _adopt(self, directory: Directory) -> None:
+        """Go by new limits, and drop what is remembered of replicas and routes that left."""
+        self._turnstile.replace_rates(directory.rates)
         routes = directory.routes.values()
         tried = {replica for route in routes for canary in route.canaries for replica in canary.replicas}
         self.picker.keep_only({*tried, *(replica for route in routes for replica in route.replicas)})

@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from windlass_contract import metric_names
 from windlass_contract.endpoints import Route
+from windlass_gateway.limits import Limit
+from windlass_gateway.meter import Usage
 
 CONTENT_TYPE: Final = prometheus_client.CONTENT_TYPE_LATEST
 CLIENT_CLOSED: Final = 499
@@ -50,6 +52,18 @@ class Metrics:
             metric_names.GATEWAY_CANARY_LABELS,
             registry=self.registry,
         )
+        self._tokens = Counter(
+            metric_names.GATEWAY_TOKENS_TOTAL,
+            "Tokens of prompts and answers, as replicas report them.",
+            (*labels, "kind"),
+            registry=self.registry,
+        )
+        self._limited = Counter(
+            metric_names.GATEWAY_LIMITED_TOTAL,
+            "Requests answered 429 because the tenant had used up one of its limits.",
+            (*labels, "limit"),
+            registry=self.registry,
+        )
         self._tenants: set[str] = set()
 
     def refused(self, status: int) -> None:
@@ -71,6 +85,16 @@ class Metrics:
             self._duration.labels(*labels).observe(time.monotonic() - started_s)
             if route.canaries:
                 self._shares.labels(*labels[:2], outcome.canary, str(outcome.status)).inc()
+
+    def limited(self, route: Route, limit: Limit) -> None:
+        """Count a request that a limit of its tenant kept out."""
+        self._limited.labels(*self._labels(route), limit.value).inc()
+
+    def count_tokens(self, route: Route, usage: Usage) -> None:
+        """Count what one answer cost."""
+        labels = self._labels(route)
+        self._tokens.labels(*labels, "prompt").inc(usage.prompt_tokens)
+        self._tokens.labels(*labels, "completion").inc(usage.completion_tokens)
 
     def render(self) -> bytes:
         """Return the exposition text."""

@@ -17,7 +17,8 @@ from windlass_gateway.settings import Settings
 from windlass_gateway.splitting import Splitter
 from windlass_gateway.targets import Target, TargetError, parse_target
 from windlass_gateway.tenants import Refusal, authorize
-from windlass_gateway.upstream import STABLE, BusyAnswer, Call, Part, Reply, Upstream
+from windlass_gateway.turnstile import Turnstile
+from windlass_gateway.upstream import STABLE, BusyAnswer, Call, Part, Upstream
 
 _log = logging.getLogger(__name__)
 
@@ -39,12 +40,14 @@ class Proxy:
         settings: Settings,
         routes: RouteSource,
         upstream: Upstream,
+        turnstile: Turnstile,
         splitter: Splitter,
         counts: metrics.Metrics,
     ) -> None:
         self._settings = settings
         self._routes = routes
         self._upstream = upstream
+        self._turnstile = turnstile
         self._splitter = splitter
         self._metrics = counts
         self._bodies = BodyStore(settings)
@@ -117,19 +120,23 @@ class Proxy:
     async def _forward(
         self, request: web.BaseRequest, route: Route, target: Target, request_id: str, outcome: metrics.Outcome
     ) -> relay.Delivery:
-        part = self._choose_part(request, route)
-        outcome.canary = part.canary
-        async with self._bodies.hold(request) as body:
-            call = Call(
-                request.method, target.path_and_query, headers_to_replica(request.headers, request_id), body, request_id
-            )
-            answer = await self._upstream.send(route, call, part)
-        if isinstance(answer, Reply):
+        with self._turnstile.enter(route) as visit:
+            async with self._bodies.hold(request) as body:
+                visit.reserve(request.method, body)
+                part = self._choose_part(request, route)
+                outcome.canary = part.canary
+                headers = headers_to_replica(request.headers, request_id)
+                call = Call(request.method, target.path_and_query, headers, body, request_id)
+                answer = await self._upstream.send(route, call, part)
+            own_headers = {**visit.headers(), REQUEST_ID: request_id}
+            if isinstance(answer, BusyAnswer):
+                return relay.Delivery(relay.render_busy(answer, own_headers), answer.status)
             outcome.canary = answer.canary
-        if isinstance(answer, BusyAnswer):
-            return relay.Delivery(relay.render_busy(answer, request_id), answer.status)
-        with answer:
-            return await relay.relay(request, answer, request_id, self._settings.client_stall_s)
+            if answer.canary:
+                own_headers[CANARY] = answer.canary
+            with answer:
+                visit.answered(answer.response.status)
+                return await relay.relay(request, answer, own_headers, visit.meter, self._settings.client_stall_s)
 
     def _last_words(self, response: web.StreamResponse) -> web.StreamResponse:
         """While draining, tell clients to open their next connection elsewhere."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from collections.abc import Mapping
 
 import aiohttp
 from aiohttp import web
 
 from windlass_gateway import answers
-from windlass_gateway.header_rules import headers_to_client
+from windlass_gateway.header_rules import REQUEST_ID, headers_to_client
+from windlass_gateway.meter import TokenMeter
 from windlass_gateway.upstream import BusyAnswer, Reply
 
 _log = logging.getLogger(__name__)
@@ -25,15 +27,17 @@ class Delivery:
     """What to count: the status sent, or the failure that came after it."""
 
 
-async def relay(request: web.BaseRequest, reply: Reply, request_id: str, stall_s: float) -> Delivery:
+async def relay(
+    request: web.BaseRequest, reply: Reply, own_headers: Mapping[str, str], meter: TokenMeter, stall_s: float
+) -> Delivery:
     """Stream the reply to the client. A break on the replica's side ends the stream visibly; one on ours raises
     ConnectionError.
     """
     upstream = reply.response
     if upstream.content.is_eof():
-        return _pass_on_whole(reply, request_id)
+        return _pass_on_whole(reply, own_headers, meter)
     response = web.StreamResponse(status=upstream.status, reason=upstream.reason)
-    response.headers.extend(headers_to_client(upstream.headers.items(), request_id, reply.canary))
+    response.headers.extend(headers_to_client(upstream.headers.items(), own_headers))
     response.content_length = upstream.content_length
     await response.prepare(request)
     tail = b"\n\n"
@@ -45,35 +49,38 @@ async def relay(request: web.BaseRequest, reply: Reply, request_id: str, stall_s
             _log.warning(
                 "Replica broke off in mid answer. replica=%s request_id=%s error=%s",
                 reply.replica.name,
-                request_id,
+                own_headers.get(REQUEST_ID, ""),
                 type(exc).__name__,
             )
             await _show_break(request, response, at_event_boundary=_is_event_stream(upstream) and ends_event(tail))
             return Delivery(response, answers.STREAM_BROKEN.status)
         if not piece:
             break
+        meter.note(piece)
         await _write(request, response, piece, stall_s)
         tail = (tail + piece[-4:])[-4:]
     await response.write_eof()
     return Delivery(response, response.status)
 
 
-def _pass_on_whole(reply: Reply, request_id: str) -> Delivery:
+def _pass_on_whole(reply: Reply, own_headers: Mapping[str, str], meter: TokenMeter) -> Delivery:
     """An answer that came in one piece with its head also leaves in one: half the system calls and packets."""
     upstream = reply.response
+    body = upstream.content.read_nowait()
+    meter.note(body)
     response = web.Response(
         status=upstream.status,
         reason=upstream.reason,
-        headers=headers_to_client(upstream.headers.items(), request_id, reply.canary),
-        body=upstream.content.read_nowait(),
+        headers=headers_to_client(upstream.headers.items(), own_headers),
+        body=body,
     )
     return Delivery(response, response.status)
 
 
-def render_busy(answer: BusyAnswer, request_id: str) -> web.Response:
+def render_busy(answer: BusyAnswer, own_headers: Mapping[str, str]) -> web.Response:
     """Pass on a replica's own refusal."""
     return web.Response(
-        status=answer.status, body=answer.body, headers=headers_to_client(answer.headers.items(), request_id)
+        status=answer.status, body=answer.body, headers=headers_to_client(answer.headers.items(), own_headers)
     )
 
 

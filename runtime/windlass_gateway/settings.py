@@ -20,6 +20,10 @@ class Settings:
 
     A body is held until a replica has answered it, so that it can be retried.
     """
+    gateways: int = 1
+    """Gateways that requests are spread over. They do not talk to each other: each grants its equal part of every
+    tenant's limits.
+    """
     head_timeout_s: float = 15.0
     """Time a new connection has to send its first request head."""
     body_timeout_s: float = 30.0

@@ -12,7 +12,7 @@ import hmac
 from collections.abc import Mapping
 from typing import Final
 
-from windlass_contract.endpoints import Route, RoutingTable, digest_key
+from windlass_contract.endpoints import Route, RoutingTable, TenantRates, digest_key
 
 MAX_KEY_CHARACTERS: Final = 512
 
@@ -32,6 +32,7 @@ class Directory:
     routes: Mapping[tuple[str, str], Route]
     digests: frozenset[str]
     """Every digest that opens some route."""
+    rates: tuple[TenantRates, ...] = ()
 
 
 def index_table(table: RoutingTable) -> Directory:
@@ -39,6 +40,7 @@ def index_table(table: RoutingTable) -> Directory:
     return Directory(
         routes={(route.namespace, route.service): route for route in table.routes},
         digests=frozenset(digest for route in table.routes for digest in route.key_digests),
+        rates=table.rates,
     )
 
 

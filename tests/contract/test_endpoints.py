@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from windlass_contract.endpoints import Replica, Route, RoutingTable, RoutingTableError, digest_key
+from windlass_contract.endpoints import Replica, Route, RoutingTable, RoutingTableError, TenantRates, digest_key
 
 routes = st.builds(
     Route,
@@ -17,9 +17,17 @@ routes = st.builds(
     replicas=st.lists(st.builds(Replica, name=st.text(), url=st.text()), max_size=3).map(tuple),
     request_timeout_s=st.floats(0.1, 1e6),
 )
+rates = st.builds(
+    TenantRates,
+    tenant=st.text(),
+    requests_per_minute=st.none() | st.integers(1),
+    tokens_per_minute=st.none() | st.integers(1),
+    concurrent_requests=st.none() | st.integers(1),
+    burst_s=st.floats(1, 3600),
+)
 
 
-@given(st.lists(routes, max_size=4).map(tuple).map(RoutingTable))
+@given(st.builds(RoutingTable, st.lists(routes, max_size=4).map(tuple), st.lists(rates, max_size=3).map(tuple)))
 def test_a_table_reads_back_as_it_was_written(table: RoutingTable) -> None:
     assert RoutingTable.from_json(table.to_json()) == table
 
@@ -34,14 +42,35 @@ def test_a_newer_writer_may_add_keys_to_routes_and_replicas() -> None:
         "replicas": [{"name": "r", "url": "http://h:1", "zone": "a"}],
     }
 
-    table = RoutingTable.from_json(json.dumps({"routes": [route], "generation": 3}))
+    limits = {"tenant": "t", "requests_per_minute": 6, "models": []}
+
+    table = RoutingTable.from_json(json.dumps({"routes": [route], "rates": [limits], "generation": 3}))
 
     assert table.routes[0].replicas == (Replica("r", "http://h:1"),)
+    assert table.rates == (TenantRates("t", requests_per_minute=6),)
+
+
+def test_an_older_writer_limits_nobody() -> None:
+    assert RoutingTable.from_json('{"routes": []}').rates == ()
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"routes": [{}]}', '{"routes": 3}', '{"routes": [{"key_digests": [], "replicas": [3]}]}'],
+    [
+        *(
+            "",
+            "{",
+            "[]",
+            "{}",
+            '{"routes": [{}]}',
+            '{"routes": 3}',
+            '{"routes": [{"key_digests": [], "replicas": [3]}]}',
+        ),
+        *('{"routes": [], "rates": 3}', '{"routes": [], "rates": [{}]}', '{"routes": [], "rates": [3]}'),
+        '{"routes": [], "rates": [{"tenant": "t", "requests_per_minute": 0}]}',
+        '{"routes": [], "rates": [{"tenant": "t", "tokens_per_minute": "many"}]}',
+        '{"routes": [], "rates": [{"tenant": "t", "burst_s": NaN}]}',
+    ],
 )
 def test_text_that_is_no_table_is_refused(text: str) -> None:
     with pytest.raises(RoutingTableError):

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from windlass_contract.endpoints import ROUTES_KEY, Canary, Replica, Route, RoutingTable
+from windlass_contract.endpoints import ROUTES_KEY, Canary, Replica, Route, RoutingTable, TenantRates
 from windlass_gateway import kube_watch
 from windlass_gateway.cluster_routes import ClusterPlace, ClusterRoutes, parse_slice
 from windlass_gateway.kube_watch import Api, api_of_pod
@@ -25,8 +25,11 @@ ROUTE = Route(
 )
 
 
+RATES = TenantRates("acme", requests_per_minute=6)
+
+
 def build_secret(*routes: Route, data: str | None = None) -> dict[str, Any]:
-    text = base64.b64encode(RoutingTable(routes).pack()).decode() if data is None else data
+    text = base64.b64encode(RoutingTable(routes, (RATES,)).pack()).decode() if data is None else data
     metadata = {"name": "routes", "namespace": "windlass-system"}
     return {"metadata": metadata, "data": {ROUTES_KEY: text}}
 
@@ -149,6 +152,7 @@ async def test_table_and_endpoints_become_routes(api: FakeApi, routes: ClusterRo
         Replica("pod-2", "http://10.0.0.2:8000"),
     )
     assert canary_replicas(routes) == ["pod-3"]
+    assert routes.directory.rates == (RATES,)
 
 
 async def test_it_asks_for_one_secret_and_for_our_endpoints_with_its_token(api: FakeApi, routes: ClusterRoutes) -> None:

@@ -286,7 +286,8 @@ async def test_what_a_client_says_about_itself_stays_at_the_gateway(bench: Build
 
     (seen,) = a.seen
     names = {name.lower() for name in seen.headers}
-    assert names == {"host", "accept", "user-agent", "content-type", "content-length", "x-request-id", "traceparent"}
+    passed = {"host", "accept", "user-agent", "content-type", "content-length", "traceparent"}
+    assert names == passed | {"x-request-id", "x-windlass-report-usage"}
     assert seen.headers["Host"] == a.url.removeprefix("http://")
     assert seen.headers["X-Request-Id"] == answer.headers["X-Request-Id"] == "mine-1"
 

@@ -10,22 +10,24 @@ from collections.abc import Awaitable, Callable, Sequence
 import openai
 
 from support.replica import FakeReplica
-from windlass_contract.endpoints import Replica, Route, RoutingTable, digest_key
+from windlass_contract.endpoints import Replica, Route, RoutingTable, TenantRates, digest_key
 from windlass_gateway.main import Gateway
 
 KEY = "key-of-acme-0123456789"
 RIVAL_KEY = "key-of-rival-9876543210"
 
 
-def build_route(replicas: Sequence[Replica], service: str = "chat", key: str = KEY, timeout_s: float = 5.0) -> Route:
+def build_route(
+    replicas: Sequence[Replica], service: str = "chat", key: str = KEY, timeout_s: float = 5.0, tenant: str = "acme"
+) -> Route:
     """One route; tests name only what they care about."""
-    return Route("team", service, "acme", (digest_key(key),), tuple(replicas), timeout_s)
+    return Route("team", service, tenant, (digest_key(key),), tuple(replicas), timeout_s)
 
 
-def write_table(path: pathlib.Path, *routes: Route) -> None:
+def write_table(path: pathlib.Path, *routes: Route, rates: Sequence[TenantRates] = ()) -> None:
     """Replace the routing table atomically, as a control plane does."""
     aside = path.with_suffix(".new")
-    aside.write_text(RoutingTable(routes).to_json())
+    aside.write_text(RoutingTable(routes, tuple(rates)).to_json())
     os.replace(aside, path)
 
 

@@ -64,6 +64,8 @@ class FakeReplica:
         self.name = name
         self.behaviour = behaviour
         self.words = words
+        self.prompt_tokens: int | None = None
+        """What it says a prompt costs; an answer costs one token per word. None: it reports no usage."""
         self.seen: list[Seen] = []
         self.counts: Counter[str] = Counter()
         self.proceed = asyncio.Event()
@@ -157,10 +159,20 @@ class FakeReplica:
                 await asyncio.sleep(0.02)  # lets the pieces leave the socket before the cut discards them
                 _cut(request)
                 return response
-        await response.write(b"data: [DONE]\n\n")
+        await response.write(self._report_usage(request) + b"data: [DONE]\n\n")
         await response.write_eof()
         self.counts["finished"] += 1
         return response
+
+    def _report_usage(self, request: web.Request) -> bytes:
+        """The comment for the gateway, as `windlass-runtime` writes it."""
+        if endpoints.REPORT_USAGE_HEADER not in request.headers or self.prompt_tokens is None:
+            return b""
+        return b": " + json.dumps({"usage": self._usage()}).encode() + b"\n\n"
+
+    def _usage(self) -> dict[str, int]:
+        prompt = self.prompt_tokens or 0
+        return {"prompt_tokens": prompt, "completion_tokens": self.words, "total_tokens": prompt + self.words}
 
     def _event(self, index: int) -> bytes:
         choice = {"index": 0, "delta": {"content": f"{self.name}{index} "}, "finish_reason": None}
@@ -172,7 +184,8 @@ class FakeReplica:
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         self.counts["finished"] += 1
-        return {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+        reply = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+        return reply if self.prompt_tokens is None else reply | {"usage": self._usage()}
 
 
 def _error(message: str) -> dict[str, object]:

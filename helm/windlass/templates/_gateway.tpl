@@ -33,6 +33,7 @@ app.kubernetes.io/component: gateway
 {{- with .Values.watchNamespaces }}
 - "--namespaces={{ join "," . }}"
 {{- end }}
+- "--gateways={{ max 1 (int .Values.gateway.replicas) }}"
 {{- with .Values.gateway.settings }}
 - "--host={{ .host }}"
 - "--port={{ .port }}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from windlass_contract.endpoints import Replica, Route, RoutingTable, digest_key
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain.rates import plan_rates
 from windlass_operator.domain.snapshot import Key
 from windlass_operator.domain.tenancy import tenant_of
 
@@ -20,7 +21,8 @@ def plan_routes(
     replicas_of: Callable[[Key], tuple[Replica, ...]],
 ) -> RoutingTable:
     """List every service. `session_keys`: owner (see `key_owner`) -> a key made for this run."""
-    return RoutingTable(tuple(_route(key, tenants, session_keys, replicas_of(key)) for key in sorted(services)))
+    routes = tuple(_route(key, tenants, session_keys, replicas_of(key)) for key in sorted(services))
+    return RoutingTable(routes, plan_rates(tenants))
 
 
 def key_owner(namespace: str, tenants: Mapping[str, Tenant]) -> str:

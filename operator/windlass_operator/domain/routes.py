@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from windlass_contract.endpoints import Route, RoutingTable
 from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain.rates import plan_rates
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.domain.tenancy import owners
 
@@ -16,7 +17,8 @@ def plan_routes(snapshot: Snapshot) -> RoutingTable:
     owned = owners(snapshot.tenants)
     tenants = ((key, owned.get(key.namespace)) for key in sorted(snapshot.services))
     return RoutingTable(
-        tuple(_route(key, tenant) for key, tenant in tenants if tenant is not None and tenant.spec.access.keys)
+        tuple(_route(key, tenant) for key, tenant in tenants if tenant is not None and tenant.spec.access.keys),
+        plan_rates(snapshot.tenants),
     )
 
 

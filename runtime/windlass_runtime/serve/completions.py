@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from windlass_contract.endpoints import REPORT_USAGE_HEADER
 from windlass_runtime import errors
 from windlass_runtime.backends.sampling_params import SamplingParams
 from windlass_runtime.generation import GenerationRequest, Piece
@@ -41,6 +42,7 @@ class Job:
     heading: Heading
     streams: bool
     wants_usage_chunk: bool
+    """Whether the client asked for its usage."""
     usage: Usage
 
     def choice_index(self, request: int, piece: Piece) -> int:
@@ -168,9 +170,9 @@ async def _reply_in_chunks(request: web.Request, job: Job, stream: TokenStream) 
             await response.write(_to_event(event))
     except errors.RuntimeFault as fault:
         # The status line is gone; clients of this API look for an error object in the stream.
-        await response.write(_to_event(faults.describe(fault).to_body()))
+        await response.write(_report_usage(request, job) + _to_event(faults.describe(fault).to_body()))
     else:
-        await response.write(b"data: [DONE]\n\n")
+        await response.write(_report_usage(request, job) + b"data: [DONE]\n\n")
     await response.write_eof()
     return response
 
@@ -186,6 +188,13 @@ async def _chunks(job: Job, stream: TokenStream) -> AsyncIterator[dict[str, Any]
         yield job.heading.to_body(job.shape.chunk_kind, [choice]) | usage
     if job.wants_usage_chunk:
         yield job.heading.to_body(job.shape.chunk_kind, []) | {"usage": job.usage.to_body()}
+
+
+def _report_usage(request: web.Request, job: Job) -> bytes:
+    """A comment for the gateway, if it asked: clients skip it, whether or not they want a usage of their own."""
+    if REPORT_USAGE_HEADER not in request.headers:
+        return b""
+    return b": " + json.dumps({"usage": job.usage.to_body()}).encode() + b"\n\n"
 
 
 def _to_event(body: dict[str, Any]) -> bytes:

@@ -75,6 +75,11 @@ def test_its_defaults_are_those_of_the_process(render: Render) -> None:
     assert options["routes"] is None
 
 
+@pytest.mark.parametrize(("replicas", "gateways"), [(1, 1), (3, 3)])
+def test_each_of_its_replicas_grants_its_part_of_the_limits(render: Render, replicas: int, gateways: int) -> None:
+    assert options_of(render(gateway(replicas=replicas)))["gateways"] == gateways
+
+
 def test_every_setting_reaches_the_process(render: Render) -> None:
     settings = {
         "host": "::",

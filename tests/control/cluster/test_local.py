@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from support.builders import build_service, build_tenant
-from windlass_contract.endpoints import digest_key
+from windlass_contract.endpoints import TenantRates, digest_key
 from windlass_contract.launch_spec import LaunchSpec
 from windlass_operator.api.loaded import Loaded, Source, identity_of
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
@@ -283,7 +283,7 @@ def test_routes_carry_the_tenants_keys_and_those_of_the_session() -> None:
     }
     tenants = {
         "a": build_tenant("a", namespaces=["team-a"], access={"keys": [stored]}),
-        "b": build_tenant("b", namespaces=["team-b"]),
+        "b": build_tenant("b", namespaces=["team-b"], rates={"requestsPerMinute": 60}),
     }
     owners = owners_without_keys(services, tenants)
     table = plan_routes(services, tenants, {owner: f"key of {owner}" for owner in owners}, lambda _: ())
@@ -294,6 +294,7 @@ def test_routes_carry_the_tenants_keys_and_those_of_the_session() -> None:
         "team-b": ("b", (digest_key("key of b"),)),
         "x": ("", (digest_key("key of namespace/x"),)),
     }
+    assert table.rates == (TenantRates("b", requests_per_minute=60),)
 
 
 async def test_a_status_is_written_only_when_it_differs(tmp_path: pathlib.Path) -> None:

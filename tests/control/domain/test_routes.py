@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from support.builders import build_service, build_snapshot, build_tenant
-from windlass_contract.endpoints import Route, RoutingTable, digest_key
+from windlass_contract.endpoints import Route, RoutingTable, TenantRates, digest_key
 from windlass_operator.domain.routes import plan_routes
 
 
@@ -17,6 +17,12 @@ def test_a_service_is_open_to_the_keys_of_its_tenant() -> None:
     assert plan_routes(snapshot).routes == (
         Route("team-a", "chat", "acme", (digest_key("one"), digest_key("two")), (), endpoints="chat"),
     )
+
+
+def test_limits_of_tenants_are_part_of_the_table() -> None:
+    snapshot = build_snapshot(build_service(), build_tenant(rates={"requestsPerMinute": 60}))
+
+    assert plan_routes(snapshot).rates == (TenantRates("acme", requests_per_minute=60),)
 
 
 def test_a_service_that_no_key_opens_has_no_route() -> None:

@@ -1,6 +1,7 @@
 """What the official `openai` client experiences."""
 
 import asyncio
+import json
 import logging
 import threading
 import urllib.request
@@ -11,6 +12,7 @@ import pytest
 
 from support import letters
 from support.openai_server import MODEL, ServedReplica, served
+from windlass_contract.endpoints import REPORT_USAGE_HEADER
 from windlass_runtime.backends.base import Batch
 from windlass_runtime.testing import FakeBackend
 
@@ -72,6 +74,22 @@ def test_a_streamed_chat_joins_up_to_the_same_text_and_ends_with_usage(client: o
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 12
     assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_a_gateway_learns_the_usage_of_a_stream_from_a_comment_that_clients_skip(client: openai.OpenAI) -> None:
+    gateway = {REPORT_USAGE_HEADER: "true"}
+    options = {"model": MODEL, "messages": MESSAGES, "max_tokens": 12, "temperature": 0, "stream": True}
+
+    chunks = list(client.chat.completions.create(**options, extra_headers=gateway))  # type: ignore[call-overload]
+    with client.chat.completions.with_streaming_response.create(**options, extra_headers=gateway) as raw:  # type: ignore[call-overload]
+        lines = list(raw.iter_lines())
+    with client.chat.completions.with_streaming_response.create(**options) as raw:  # type: ignore[call-overload]
+        unasked = list(raw.iter_lines())
+
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected_text(CHAT_PROMPT, 12)
+    (comment,) = [line for line in lines if line.startswith(":")]
+    assert json.loads(comment[2:])["usage"]["completion_tokens"] == 12
+    assert not any(line.startswith(":") for line in unasked)
 
 
 def test_content_in_text_parts_is_the_same_as_plain_content(client: openai.OpenAI) -> None:

@@ -155,6 +155,34 @@ class Access(ApiModel):
     ] = Field(default_factory=list)
 
 
+class Rates(ApiModel):
+    """How much the tenant's clients may ask of the gateway, over all its services; a limit that is not set is none."""
+
+    requests_per_minute: Annotated[
+        int | None, Field(ge=1, le=10_000_000, description="Requests per minute, of any kind.")
+    ] = None
+    tokens_per_minute: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1_000_000_000,
+            description="Tokens per minute, of prompts and answers together: estimated when a request comes, corrected "
+            "once its answer is there.",
+        ),
+    ] = None
+    concurrent_requests: Annotated[
+        int | None, Field(ge=1, le=1_000_000, description="Requests that may run or stream at once.")
+    ] = None
+    burst_seconds: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=3600,
+            description="Seconds' worth of each rate that a tenant which was quiet for as long may use at once.",
+        ),
+    ] = 60
+
+
 class TenantSpec(ApiModel):
     """Desired state."""
 
@@ -186,6 +214,7 @@ class TenantSpec(ApiModel):
         ),
     ] = Field(default_factory=list)
     access: Access = Access()
+    rates: Rates = Rates()
     isolation: Annotated[
         Isolation,
         Field(
