@@ -110,6 +110,11 @@ PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
     "fleet.gateway_namespace": (DNS_LABEL, "a namespace name"),
     "fleet.metrics_namespace": (DNS_LABEL, "a namespace name"),
     "fleet.dns_namespace": (DNS_LABEL, "a namespace name"),
+    "fleet.autoscaler": (
+        r"^(|HorizontalPodAutoscaler|ScaledObject)$",
+        "HorizontalPodAutoscaler, ScaledObject or nothing",
+    ),
+    "fleet.prometheus_url": (r"^(https?://\S+)?$", "an http or https address"),
     "fleet.cluster_domain": (r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "a DNS domain"),
     "fleet.currency": (r"^[A-Z]{3}$", "a currency code such as USD"),
     "fleet.default_cpu": (QUANTITY, "a quantity such as 500m"),

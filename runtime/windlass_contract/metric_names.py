@@ -58,6 +58,18 @@ RECONCILE_QUEUE_DEPTH: Final = "windlass_reconcile_queue_depth"
 API_WRITES_TOTAL: Final = "windlass_api_writes_total"  # labels: kind, verb
 IS_LEADER: Final = "windlass_operator_is_leader"
 
+GATEWAY_DEMAND: Final = "windlass_gateway_demand_requests"  # labels: GATEWAY_LABELS
+"""Most requests that were answered or held at once within the last minute."""
+GATEWAY_HELD: Final = "windlass_gateway_requests_held"  # labels: GATEWAY_LABELS
+
+# Derived by the metrics adapter, for autoscalers only.
+GENERATED_TOKENS_PER_SECOND: Final = "windlass_generated_tokens_per_second"
+TIME_TO_FIRST_TOKEN_P95: Final = "windlass_time_to_first_token_p95_seconds"
+GPU_USE_RATIO: Final = "windlass_gpu_use_ratio"
+SERVICE_DEMAND: Final = "windlass_service_demand_requests"
+"""Requests of a service that run, wait or are held by gateways."""
+DERIVED: Final = (GENERATED_TOKENS_PER_SECOND, TIME_TO_FIRST_TOKEN_P95, GPU_USE_RATIO, SERVICE_DEMAND)
+
 # Metrics adapter.
 ADAPTER_REQUESTS_TOTAL: Final = "windlass_adapter_requests_total"  # labels: api (custom, external, other), code
 ADAPTER_READ_DURATION: Final = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from windlass_operator.api import meta
-from windlass_operator.api.v1alpha1 import gpu_class, inference_service, tenant
+from windlass_operator.api.v1alpha1 import gpu_class, inference_service, scaling, tenant
 
 Manifest = dict[str, Any]
 
@@ -89,6 +89,27 @@ def _scaled(minimum: int, maximum: int, floor: int = 1) -> Manifest:
 
 def _metric(kind: str, target: int) -> Manifest:
     return service({"scaling": {"maxReplicas": 2, "metrics": [{"type": kind, "target": target}]}})
+
+
+def _schedule(**bounds: int) -> Manifest:
+    hours = {"timeZone": "Europe/Berlin", "start": "08:00", "end": "18:00"}
+    return {"name": "office", **hours, **bounds}
+
+
+def _scheduled(floor: int = 1, **bounds: int) -> Manifest:
+    return service(
+        {
+            "scaling": {"minReplicas": 2, "maxReplicas": 4, "schedules": [_schedule(**bounds)]},
+            "rollout.minAvailable": floor,
+        }
+    )
+
+
+def _zero(kind: str, least: int = 0, at_night: int | None = None) -> Manifest:
+    schedules = [] if at_night is None else [_schedule(minReplicas=at_night)]
+    metrics = [{"type": kind, "target": 50}]
+    fields = {"minReplicas": least, "maxReplicas": 2, "metrics": metrics, "schedules": schedules}
+    return service({"scaling": fields})
 
 
 _DIGESTS = ["0" * 64, "1" * 64]
@@ -198,22 +219,53 @@ _SERVICE_CASES = (
     ),
     RuleCase(
         "percent is at most 100",
-        inference_service.PERCENT_IS_AT_MOST_100,
+        scaling.PERCENT_IS_AT_MOST_100,
         "spec.scaling.metrics[0].target",
         (
             _metric("CPUUtilization", 100),
             _metric("CacheUse", 80),
+            _metric("GPUUtilization", 90),
+            _metric("TimeToFirstToken", 2000),
+            _metric("TokensPerSecond", 100_000),
             _metric("QueueDepth", 500),
             _metric("RunningRequests", 101),
         ),
-        (_metric("CPUUtilization", 101), _metric("CacheUse", 101)),
+        (_metric("CPUUtilization", 101), _metric("CacheUse", 101), _metric("GPUUtilization", 101)),
     ),
     RuleCase(
         "maxReplicas is at least minReplicas",
-        inference_service.SCALING_HAS_ROOM,
+        scaling.SCALING_HAS_ROOM,
         "spec.scaling.maxReplicas",
-        (_scaled(1, 1), _scaled(2, 5)),
+        (_scaled(1, 1), _scaled(2, 5), _scaled(0, 1)),
         (_scaled(3, 2), _scaled(1000, 999)),
+    ),
+    RuleCase(
+        "schedules have room",
+        scaling.SCHEDULES_HAVE_ROOM,
+        "spec.scaling.schedules",
+        (_scheduled(minReplicas=3), _scheduled(maxReplicas=2), _scheduled(minReplicas=9, maxReplicas=9)),
+        (_scheduled(minReplicas=5), _scheduled(maxReplicas=1), _scheduled(minReplicas=3, maxReplicas=2)),
+    ),
+    RuleCase(
+        "a schedule changes something",
+        scaling.SCHEDULE_CHANGES_SOMETHING,
+        "spec.scaling.schedules[0]",
+        (_scheduled(minReplicas=3),),
+        (_scheduled(),),
+    ),
+    RuleCase(
+        "fallback is at most maxReplicas",
+        scaling.FALLBACK_HAS_ROOM,
+        "spec.scaling.fallback.replicas",
+        (service({"scaling.maxReplicas": 4, "scaling.fallback": {"replicas": 4}}),),
+        (service({"scaling.maxReplicas": 4, "scaling.fallback": {"replicas": 5}}),),
+    ),
+    RuleCase(
+        "zero needs a metric that ends",
+        scaling.ZERO_NEEDS_A_METRIC_THAT_ENDS,
+        "spec.scaling.metrics",
+        (_zero("QueueDepth"), _zero("TimeToFirstToken"), _zero("CPUUtilization", least=1)),
+        (_zero("CPUUtilization"), _zero("GPUUtilization"), _zero("CPUUtilization", least=1, at_night=0)),
     ),
     RuleCase(
         "replicas or scaling",
@@ -238,8 +290,13 @@ _SERVICE_CASES = (
         "minAvailable can hold after a scale-in",
         inference_service.FLOOR_CAN_HOLD_WHEN_SCALED_IN,
         "spec.rollout.minAvailable",
-        (_scaled(2, 4, floor=2), _scaled(1, 4, floor=0)),
-        (_scaled(1, 4, floor=2), service({"scaling.maxReplicas": 9, "rollout.minAvailable": 2})),
+        (_scaled(2, 4, floor=2), _scaled(1, 4, floor=0), _scaled(0, 4, floor=1), _scheduled(floor=2, minReplicas=3)),
+        (
+            _scaled(1, 4, floor=2),
+            _scaled(0, 4, floor=2),
+            service({"scaling.maxReplicas": 9, "rollout.minAvailable": 2}),
+            _scheduled(floor=2, minReplicas=1),
+        ),
     ),
     RuleCase(
         "env outside WINDLASS_",

@@ -69,6 +69,11 @@ narrowed to the operator's own objects, because RBAC knows no label selectors.
 - apiGroups: [""]
   resources: [nodes]
   verbs: [get, list, watch]
+# Learn who serves the metrics of autoscalers.
+- apiGroups: [apiregistration.k8s.io]
+  resources: [apiservices]
+  resourceNames: [v1beta2.custom.metrics.k8s.io, v1beta1.custom.metrics.k8s.io, v1beta1.external.metrics.k8s.io]
+  verbs: [get]
 # See which namespaces a tenant has.
 - apiGroups: [""]
   resources: [namespaces]

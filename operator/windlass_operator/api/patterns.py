@@ -23,6 +23,8 @@ RESOURCE_NAME: Final = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-
 DEVICE_CLASS: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 MIG_PROFILE: Final = r"^[1-9]g\.[1-9][0-9]{0,2}gb([+.][a-z]+(\.[a-z]+)*)?$"
 PRICE: Final = r"^[0-9]{1,9}(\.[0-9]{1,9})?$"
+TIME_ZONE: Final = r"^[A-Z][A-Za-z0-9_+-]*(/[A-Za-z0-9][A-Za-z0-9_+-]*){0,2}$"
+TIME_OF_DAY: Final = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 SHA256: Final = r"^[0-9a-f]{64}$"
 
 WORDS: Final = {
@@ -40,6 +42,8 @@ WORDS: Final = {
     DEVICE_CLASS: "a DNS name such as gpu.nvidia.com",
     MIG_PROFILE: 'a MIG profile such as "1g.18gb" or "1g.10gb+me"',
     PRICE: 'a price such as "2.85"',
+    TIME_ZONE: "a time zone of the IANA database such as Europe/Berlin",
+    TIME_OF_DAY: 'a time of day such as "08:00", in quotes',
     SHA256: "64 lower-case hex digits",
 }
 """Words that complete "expected ..."."""

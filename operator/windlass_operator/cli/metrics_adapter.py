@@ -1,13 +1,16 @@
-"""`windlass metrics-adapter run`: the metrics APIs as a process. Parses the arguments and calls one function."""
+"""`windlass metrics-adapter`: the metrics APIs as a process, and rules for another adapter in its place."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 
 import click
+import yaml
 
+from windlass_operator.serve.rules import adapter_rules
 from windlass_operator.serve.settings import parse_adapter_settings
 
 
@@ -38,3 +41,12 @@ def run(**flags: str | None) -> None:
     from windlass_operator.serve.process import run_adapter
 
     asyncio.run(run_adapter(settings))
+
+
+@metrics_adapter.command()
+@click.option("--window", default=60, show_default=True, type=click.IntRange(10, 600), help="Seconds of a rate.")
+@click.option("-o", "--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
+def rules(window: int, output: str) -> None:
+    """Print rules for prometheus-adapter, for a cluster whose custom.metrics.k8s.io it serves already."""
+    made = adapter_rules(window)
+    click.echo(json.dumps(made, indent=2) if output == "json" else yaml.safe_dump(made, sort_keys=False, width=10_000))

@@ -38,6 +38,7 @@ from windlass_operator.cluster.kubernetes_lease import Leadership
 from windlass_operator.cluster.kubernetes_snapshot import SnapshotBuilder
 from windlass_operator.cluster.protocol import Applied, Manifest
 from windlass_operator.domain import labels
+from windlass_operator.domain.capabilities import Capabilities
 from windlass_operator.domain.snapshot import Key, Snapshot
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,13 @@ class KubernetesCluster:
     def filling(self) -> tuple[str, ...]:
         """Kinds whose first listing is not complete."""
         return self._filling
+
+    def set_capabilities(self, found: Capabilities) -> bool:
+        """Take what discovery found; return whether that is news."""
+        if found == self._snapshots.capabilities:
+            return False
+        self._snapshots.capabilities = found
+        return True
 
     def picture(self) -> Snapshot:
         """Return what is known now, complete or not; for deciding whom to wake."""

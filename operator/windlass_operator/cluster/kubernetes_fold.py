@@ -4,6 +4,7 @@ Pure.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ TEMPLATE_HASH: Final = "pod-template-hash"
 FINISHED: Final = frozenset({"Succeeded", "Failed"})
 STARTING: Final = frozenset({"ContainerCreating", "PodInitializing"})
 """Waiting reasons that are the normal way to start."""
+AMBIGUOUS: Final = "AmbiguousSelector"
+"""Reason of an autoscaler that met another one on the same pods."""
 OWN_KINDS: Final = frozenset({"InferenceService", "Tenant", "GPUClass"})
 
 
@@ -91,6 +94,8 @@ def fold_workload(
         pending_reason=_pending_reason(deployment, staying),
         autoscaler_judged=bool(_condition(autoscaler or {}, "ScalingActive")),
         autoscaler_problem=_autoscaler_problem(autoscaler),
+        foreign_scaler=_foreign_scaler(autoscaler),
+        startup_s=_startup_s(staying),
         last_failure=_last_failure(pods),
     )
 
@@ -184,6 +189,29 @@ def _autoscaler_problem(autoscaler: Json | None) -> str:
         if condition.get("status") == "False" and condition.get("reason") != "ScalingDisabled":
             return f"{condition.get('reason', kind)}: {condition.get('message', '')}"
     return ""
+
+
+def _foreign_scaler(autoscaler: Json | None) -> str:
+    """Words of the autoscaler's controller, which stops all of several that drive the same pods."""
+    condition = _condition(autoscaler or {}, "ScalingActive")
+    return str(condition.get("message", "")) if condition.get("reason") == AMBIGUOUS else ""
+
+
+def _startup_s(pods: Iterable[Json]) -> int:
+    """Seconds from creation to ready of the quickest pod: a node that was full or a later failure make others slow."""
+    times = [
+        _seconds_between(pod["metadata"].get("creationTimestamp"), _condition(pod, "Ready").get("lastTransitionTime"))
+        for pod in pods
+        if _is_ready(pod)
+    ]
+    return min((time for time in times if time is not None), default=0)
+
+
+def _seconds_between(earlier: str | None, later: str | None) -> int | None:
+    if not earlier or not later:
+        return None
+    begin, end = (datetime.datetime.fromisoformat(text) for text in (earlier, later))
+    return max(0, round((end - begin).total_seconds()))
 
 
 def _last_failure(pods: Iterable[Json]) -> Failure | None:

@@ -18,6 +18,7 @@ from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.cluster.kubernetes_cache import Cached, ObjectCache
 from windlass_operator.cluster.kubernetes_fold import fold_node, fold_remnants, fold_workload, key_of_owner
 from windlass_operator.cluster.kubernetes_kinds import Ref
+from windlass_operator.domain.capabilities import Capabilities
 from windlass_operator.domain.snapshot import Key, Node, Snapshot, Workload
 from windlass_operator.errors import InvalidInput, Problem
 
@@ -67,6 +68,8 @@ class SnapshotBuilder:
         """The version of each object that was parsed last; absent for objects that do not exist."""
         self._touched: set[Key] = set()
         self._built = Snapshot()
+        self.capabilities = Capabilities()
+        """What the cluster offers, as last discovered."""
 
     def touch(self, key: Key) -> None:
         """An object that concerns `key` changed."""
@@ -89,9 +92,17 @@ class SnapshotBuilder:
             self._gpu_classes.view(),
             self._nodes.view(),
             self._workloads.view(),
+            self.capabilities,
         )
         built = self._built
-        before = (built.services, built.tenants, built.gpu_classes, built.nodes, built.workloads)
+        before = (
+            built.services,
+            built.tenants,
+            built.gpu_classes,
+            built.nodes,
+            built.workloads,
+            built.capabilities,
+        )
         if any(new is not old for new, old in zip(parts, before, strict=True)):
             self._built = Snapshot(*parts)
         return self._built

@@ -24,8 +24,9 @@ CONDITIONS: Final[Mapping[str, frozenset[str]]] = {
     "Node": frozenset({"Ready"}),
     "Pod": frozenset({"Ready", "PodScheduled"}),
 }
-"""Conditions that are read, by kind; the times of all of them are not."""
+"""Conditions that are read, by kind; of their times only when a pod became ready."""
 IDENTITY: Final = ("name", "namespace", "uid", "resourceVersion", "generation", "labels", "deletionTimestamp")
+CREATED: Final = "creationTimestamp"
 CONTAINER_STATUS: Final = ("state", "lastState")
 POOL_SIZE: Final = 8192
 """Different parts a pool remembers, before it begins anew: about 3 MB."""
@@ -62,12 +63,15 @@ def _trim_replica_set(manifest: Mapping[str, Any]) -> Json:
 
 def _trim_pod(manifest: Mapping[str, Any]) -> Json:
     spec, status = manifest.get("spec") or {}, manifest.get("status") or {}
+    created = {key: manifest["metadata"][key] for key in (CREATED,) if key in manifest["metadata"]}
+    head = _head(manifest)
     return {
-        **_head(manifest),
+        **head,
+        "metadata": {**head["metadata"], **created},
         "spec": {"containers": [{"resources": item.get("resources") or {}} for item in spec.get("containers") or ()]},
         "status": {
             "phase": status.get("phase", "Pending"),
-            "conditions": _conditions("Pod", status),
+            "conditions": _dated(_conditions("Pod", status), status),
             **{
                 key: [{part: item[part] for part in CONTAINER_STATUS if part in item} for item in status[key]]
                 for key in ("initContainerStatuses", "containerStatuses")
@@ -115,6 +119,17 @@ def _conditions(kind: str, status: Mapping[str, Any]) -> list[Json]:
         {key: condition[key] for key in ("type", "status", "reason", "message") if key in condition}
         for condition in found
         if condition.get("type") in wanted
+    ]
+
+
+def _dated(kept: list[Json], status: Mapping[str, Any]) -> list[Json]:
+    """With the time at which the pod became ready; nobody reads since when it is not."""
+    times = {item.get("type"): item.get("lastTransitionTime") for item in status.get("conditions") or ()}
+    return [
+        {**item, "lastTransitionTime": times["Ready"]}
+        if (item.get("type"), item.get("status")) == ("Ready", "True") and times.get("Ready")
+        else item
+        for item in kept
     ]
 
 

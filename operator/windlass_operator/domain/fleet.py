@@ -48,3 +48,8 @@ class FleetSettings:
     """Size limit of `/tmp`."""
     model_cache_limit: str = "200Gi"
     """Size limit of the download cache of `hf://` models."""
+    autoscaler: str = ""
+    """Which object drives the number of replicas: HorizontalPodAutoscaler or ScaledObject (KEDA). Empty: chosen by what
+    the cluster has."""
+    prometheus_url: str = ""
+    """Address of a Prometheus that KEDA may ask, such as http://prometheus.monitoring:9090. Empty: KEDA is not used."""

@@ -5,6 +5,7 @@ A plan carries its reasons as data. Shells carry out `action`, renderers turn th
 
 from __future__ import annotations
 
+import datetime
 import enum
 from dataclasses import dataclass, replace
 
@@ -30,7 +31,15 @@ from windlass_operator.domain.rollout import (
     plan_rollout,
     rollout_room,
 )
-from windlass_operator.domain.scaling import ScalingPlan, explain_replicas, plan_scaling
+from windlass_operator.domain.scaling import (
+    ScalingPlan,
+    explain_replicas,
+    explain_scaler,
+    fallback_due_at,
+    metrics_lost_since,
+    plan_scaling,
+)
+from windlass_operator.domain.schedule import describe_bounds, next_change
 from windlass_operator.domain.snapshot import Key, Snapshot, Workload
 from windlass_operator.domain.tenancy import explain_tenancy, owned_namespaces
 
@@ -87,6 +96,8 @@ class ServicePlan:
     """Why the service does not run as its spec says; with action Apply it runs with fewer replicas."""
     address: str = ""
     """Base URL of the OpenAI-compatible API inside the cluster; empty on one machine, where the gateway knows it."""
+    plan_again_at: datetime.datetime | None = None
+    """When the same world gives another plan: a schedule begins or ends, or a fallback comes due."""
 
     @property
     def runnable(self) -> bool:
@@ -110,11 +121,12 @@ def plan_services(snapshot: Snapshot, settings: FleetSettings) -> tuple[ServiceP
 
 def plan_in_view(service: InferenceService, view: FleetView) -> ServicePlan:
     """Decide for a service of the view's snapshot; many services share the view's look-ups."""
-    key, spec, settings = key_of(service), service.spec, view.settings
-    workload = view.workload_of(key)
+    key, settings = key_of(service), view.settings
+    observed, service = service, view.snapshot.services.get(key, service)
+    spec, workload = service.spec, view.workload_of(key)
     verdict = admit(service, view)
     source = parse_source(spec.model.uri, settings.platform)
-    scaling = plan_scaling(spec, verdict.replicas, settings.platform)
+    scaling = _plan_scaling(service, verdict, view)
     replicas = _current_replicas(verdict, scaling, workload)
     rollout = _plan_rollout(service, verdict, replicas, view)
     precision, precision_decision = _choose_precision(service, verdict)
@@ -124,7 +136,12 @@ def plan_in_view(service: InferenceService, view: FleetView) -> ServicePlan:
         decisions += [
             explain_source(source),
             precision_decision,
-            explain_replicas(spec, scaling, verdict.replicas, settings.platform),
+            explain_replicas(spec, scaling, verdict.replicas, settings.platform, _hours(observed, view)),
+            *(
+                [explain_scaler(settings, view.snapshot.capabilities)]
+                if scaling and view.snapshot.capabilities.known
+                else []
+            ),
             explain_priority(spec.tier),
             explain_rollout(rollout),
             explain_disruptions(replicas, rollout),
@@ -150,7 +167,33 @@ def plan_in_view(service: InferenceService, view: FleetView) -> ServicePlan:
         decisions=tuple(decisions),
         refusal=verdict.refusal,
         address=_address(key, settings),
+        plan_again_at=_plan_again_at(observed, view.now),
     )
+
+
+def _plan_scaling(service: InferenceService, verdict: Admission, view: FleetView) -> ScalingPlan | None:
+    since = metrics_lost_since(service.status)
+    lost_s = None if since is None or view.now is None else (view.now - since).total_seconds()
+    return plan_scaling(
+        service.spec,
+        verdict.replicas,
+        view.settings,
+        view.snapshot.capabilities,
+        startup_s=view.workload_of(key_of(service)).startup_s,
+        metrics_lost_s=lost_s,
+    )
+
+
+def _hours(service: InferenceService, view: FleetView) -> str:
+    return "" if service.spec.scaling is None else describe_bounds(service.spec.scaling, view.now)
+
+
+def _plan_again_at(service: InferenceService, now: datetime.datetime | None) -> datetime.datetime | None:
+    scaling = service.spec.scaling
+    if now is None or scaling is None:
+        return None
+    moments = (next_change(scaling, now), fallback_due_at(scaling, service.status, now))
+    return min((moment for moment in moments if moment is not None), default=None)
 
 
 def _namespaces(tenant: Tenant, view: FleetView) -> tuple[str, ...]:
@@ -179,7 +222,8 @@ def _owned_replicas(verdict: Admission, scaling: ScalingPlan | None, workload: W
     """The number we write. Autoscalers sleep at zero replicas, so one that takes over from there gets its minimum."""
     if scaling is None:
         return verdict.replicas
-    return scaling.min_replicas if workload is not None and workload.wanted == 0 else None
+    asleep = workload is not None and workload.wanted == 0
+    return scaling.min_replicas if asleep and scaling.min_replicas > 0 else None
 
 
 def _current_replicas(verdict: Admission, scaling: ScalingPlan | None, workload: Workload) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import Failure, InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain.capabilities import Capabilities
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -62,6 +63,10 @@ class Workload:
     """Whether the autoscaler has looked at the workload since it was made."""
     autoscaler_problem: str = ""
     """Why the autoscaler cannot act, in its own words; empty while it can."""
+    startup_s: int = 0
+    """How long the quickest of its ready pods took from creation to ready; 0 while none is."""
+    foreign_scaler: str = ""
+    """An autoscaler of somebody else that drives the same Deployment, as `Kind name`."""
     last_failure: Failure | None = None
 
 
@@ -75,6 +80,7 @@ class Snapshot:
     nodes: Mapping[str, Node] | None = field(default_factory=dict)
     """None: nodes are unknown (rendering files without a cluster), so the first class that exists is taken."""
     workloads: Mapping[Key, Workload] = field(default_factory=dict)
+    capabilities: Capabilities = field(default_factory=Capabilities)
 
 
 def snapshot_of(

@@ -74,10 +74,10 @@ def judge_workload(plan: ServicePlan, runs: Workload) -> Finding:
             "NotAdmitted",
             f"{runs.ready} replicas of an earlier revision keep serving" if runs.ready else "nothing runs",
         )
-    if plan.replicas == 0:
-        return _judge_empty(plan, runs)
     wanted = runs.wanted if plan.replicas is None else plan.replicas
-    required = plan.scaling.min_replicas if plan.scaling is not None else wanted
+    if wanted == 0 and (plan.scaling is None or (plan.scaling.min_replicas == 0 and runs.observed)):
+        return _judge_empty(plan, runs)
+    required = max(1, plan.scaling.min_replicas) if plan.scaling is not None else wanted
     if runs.observed and runs.wanted >= required and runs.updated >= wanted and runs.updated_ready >= required:
         place = f" on {plan.gpu_class.name}" if plan.gpu_class else ""
         return Finding(True, "ReplicasReady", f"{_count(runs.updated_ready)} ready{place}")
@@ -89,7 +89,9 @@ def _judge_empty(plan: ServicePlan, runs: Workload) -> Finding:
         return Finding(False, "Draining", f"{_count(runs.replicas)} finishing their requests")
     if plan.suspended:
         return Finding(True, "Suspended", "spec.suspend is true, nothing runs")
-    return Finding(True, "ScaledToZero", "spec.replicas is 0, nothing runs")
+    if plan.scaling is not None:
+        return Finding(True, "ScaledToZero", "nobody asks, so nothing runs; requests through the gateway wake it")
+    return Finding(True, "ScaledToZero", "no replicas are wanted, nothing runs")
 
 
 def _judge_unready(plan: ServicePlan, runs: Workload, wanted: int, required: int) -> Finding:
@@ -147,12 +149,25 @@ def _service_conditions(
 
 def _scaling_active(scaling: ScalingPlan, runs: Workload) -> Condition:
     """Mirror what the autoscaler says; before it has looked nobody knows."""
+    if runs.foreign_scaler:
+        return _condition("ScalingActive", False, "ForeignScaler", runs.foreign_scaler)
     if runs.autoscaler_problem:
-        return _condition("ScalingActive", False, "AutoscalerProblem", runs.autoscaler_problem)
+        return _condition("ScalingActive", False, "AutoscalerProblem", _with_fallback(scaling, runs.autoscaler_problem))
     bounds = f"{scaling.min_replicas} to {scaling.max_replicas} replicas"
     if not runs.autoscaler_judged:
         return _condition("ScalingActive", None, "AutoscalerStarting", f"{bounds}; the autoscaler has not looked yet")
     return _condition("ScalingActive", True, "AutoscalerActive", bounds)
+
+
+def _with_fallback(scaling: ScalingPlan, problem: str) -> str:
+    """What becomes of the number while the autoscaler cannot act."""
+    if scaling.falls_back:
+        return f"{problem}; spec.scaling.fallback keeps at least {_count(scaling.min_replicas)} meanwhile"
+    if scaling.fallback is not None:
+        return (
+            f"{problem}; the number is held, and spec.scaling.fallback follows {scaling.fallback.after_seconds} s after"
+        )
+    return problem
 
 
 def _summarise(plan: ServicePlan, finding: Finding, problems: tuple[str, ...]) -> Condition:

@@ -23,6 +23,7 @@ from windlass_operator.cluster.kubernetes import KubernetesCluster
 from windlass_operator.cluster.kubernetes_access import AccessLoader, access_loader
 from windlass_operator.cluster.kubernetes_audit import AuditTimes, WatchAudit
 from windlass_operator.cluster.kubernetes_client import KubernetesClient
+from windlass_operator.cluster.kubernetes_discovery import TRIAL_NAMESPACE, Discovery
 from windlass_operator.cluster.kubernetes_events import EventRecorder
 from windlass_operator.cluster.kubernetes_kinds import OWNERS
 from windlass_operator.cluster.kubernetes_lease import LeaderElector, Leadership, LeaseTimes
@@ -43,6 +44,8 @@ OWN_DELAY_S = 0.02
 OTHERS_DELAY_S = 0.25
 """The same for changes of children, pods and nodes, which come in flocks while a rollout goes on."""
 FLEET_RETRY_S = 30.0
+DISCOVERY_INTERVAL_S = 60.0
+"""Between two looks at what the cluster offers."""
 WATCH_AGAIN = Backoff(first_s=0.5, longest_s=10.0)
 """Before watches that failed are made anew."""
 WATCHED_WELL_S = 10.0
@@ -63,6 +66,7 @@ class Operator:
     audit: WatchAudit
     workers: Workers
     metrics: probes.Metrics
+    discovery: Discovery
     load_access: AccessLoader
     random: Callable[[], float]
     routes: RoutePublisher | None = None
@@ -113,6 +117,19 @@ class Operator:
             interval_s = self.settings.resync_interval_s
             self.wake_all(interval_s)
             await asyncio.sleep(interval_s)
+
+    async def discover(self) -> None:
+        """Keep up with what the cluster offers; what is new may change every plan."""
+        while True:
+            try:
+                found = await self.discovery.look()
+            except errors.WindlassError as exc:
+                log.warning("Discovery failed; what was found before holds. error=%s", exc)
+            else:
+                if self.cluster.set_capabilities(found):
+                    log.info("The cluster offers something else now. found=%s", found)
+                    self.wake_all(0.0)
+            await asyncio.sleep(DISCOVERY_INTERVAL_S)
 
     async def apply_fleet(self) -> None:
         """Keep the objects of the installation as a whole in place, while leading."""
@@ -218,6 +235,7 @@ def build_operator(
             audit,
             workers,
             metrics,
+            Discovery(client, settings.namespaces[0] if settings.namespaces else TRIAL_NAMESPACE),
             load_access,
             random_source.random,
             _build_routes(settings, client, leadership, cluster, metrics, random_source, lambda: parts[0]),
@@ -307,6 +325,7 @@ async def _run_parts(operator: Operator, stop: asyncio.Event) -> None:
         for name, part in (
             ("audit", operator.audit.run()),
             ("resync", operator.resync()),
+            ("discovery", operator.discover()),
             ("fleet", operator.apply_fleet()),
             ("events", operator.events.run()),
             *([("routes", operator.routes.run())] if operator.routes is not None else []),

@@ -15,7 +15,7 @@ import datetime
 import enum
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from windlass_operator import errors
 from windlass_operator.cluster.protocol import Applied, Cluster
@@ -51,6 +51,8 @@ class Reconciliation:
     result: Result
     applied: Applied = field(default_factory=Applied)
     reported: bool = False
+    again_in_s: float | None = None
+    """When the same world will want something else; None: not by itself."""
 
 
 class Reconciler:
@@ -77,14 +79,16 @@ class Reconciler:
         service = snapshot.services.get(key)
         if service is None or service.metadata.deletion_timestamp:
             return Reconciliation(Result.GONE)
-        plan = planning.plan_in_view(service, self._view_of(snapshot))
+        now = self._wall_clock()
+        plan = planning.plan_in_view(service, self._view_of(snapshot, now))
         applied = Applied()
         if plan.action is not planning.Action.HOLD:
             applied = await self._cluster.apply(key, render_service(plan, self._settings))
         # Not the snapshot from before the apply: a status must tell of what was just written.
         workload = (await self._cluster.observe(key)).workloads.get(key)
         status = reporting.plan_service_status(plan, workload, service.status, self._now(), _texts(applied))
-        return _conclude(applied, await self._cluster.report(key, reporting.status_document(status)))
+        done = _conclude(applied, await self._cluster.report(key, reporting.status_document(status)))
+        return done if plan.plan_again_at is None else replace(done, again_in_s=_seconds_until(plan.plan_again_at, now))
 
     async def _reconcile_tenant(self, key: Key) -> Reconciliation:
         snapshot = await self._cluster.observe(key)
@@ -105,14 +109,18 @@ class Reconciler:
         status = reporting.plan_gpu_class_status(plan, gpu_class.status, self._now())
         return _conclude(Applied(), await self._cluster.report(key, reporting.status_document(status)))
 
-    def _view_of(self, snapshot: Snapshot) -> FleetView:
+    def _view_of(self, snapshot: Snapshot, now: datetime.datetime) -> FleetView:
         """Keep the view while the picture stays: a restart plans every service from one and the same."""
-        if self._view.snapshot is not snapshot:
-            self._view = FleetView(snapshot, self._settings)
+        if self._view.observed is not snapshot or not self._view.advance_to(now):
+            self._view = FleetView(snapshot, self._settings, now)
         return self._view
 
     def _now(self) -> str:
         return self._wall_clock().astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _seconds_until(moment: datetime.datetime, now: datetime.datetime) -> float:
+    return max(0.0, (moment - now).total_seconds())
 
 
 def _texts(applied: Applied) -> tuple[str, ...]:
@@ -201,6 +209,8 @@ class Workers:
             self._queue.forget(key)
         if done.result is Result.PROBLEMS:
             self._queue.add(key, self._problem_retry_s)
+        if done.again_in_s is not None:
+            self._queue.add(key, done.again_in_s)
         if done.result in (Result.CHANGED, Result.PROBLEMS):
             log.info(
                 "Reconciled. key=%s written=%s pruned=%s problems=%s status=%s",

@@ -8,6 +8,7 @@ from fractions import Fraction
 from http import HTTPStatus
 from typing import Any, Final
 
+from windlass_contract import metric_names
 from windlass_operator.api.meta import API_VERSION
 from windlass_operator.serve.paths import (
     CUSTOM_GROUP,
@@ -90,7 +91,8 @@ def render_resources(group: str, version: str) -> Json | None:
     if GROUPS.get(group) != version:
         return None
     external = group == EXTERNAL_GROUP
-    names = METRICS if external else [f"{kind}/{metric}" for kind in (PODS, SERVICES) for metric in METRICS]
+    of_pods = [f"{PODS}/{metric}" for metric in METRICS if metric != metric_names.SERVICE_DEMAND]
+    names = METRICS if external else [*of_pods, *(f"{SERVICES}/{metric}" for metric in METRICS)]
     kind = "ExternalMetricValueList" if external else "MetricValueList"
     resources = [
         {"name": name, "singularName": "", "namespaced": True, "kind": kind, "verbs": ["get"]} for name in names

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from aiohttp import web
 
+from windlass_contract import metric_names
 from windlass_operator import errors
+from windlass_operator.cluster.gateways import Demand
 from windlass_operator.serve.access import AccessReviewer
 from windlass_operator.serve.answers import (
     Json,
@@ -32,9 +34,18 @@ from windlass_operator.serve.paths import (
     attributes_of,
     parse_query,
 )
-from windlass_operator.serve.readings import NoValue, read_pods, read_service, read_services
+from windlass_operator.serve.readings import (
+    NoValue,
+    Replica,
+    external_labels,
+    read_demand,
+    read_pods,
+    read_service,
+    read_services,
+)
 from windlass_operator.serve.samples import METRICS
 from windlass_operator.serve.selectors import Selector, accepts, parse_selector
+from windlass_operator.serve.shared_read import SharedRead
 from windlass_operator.serve.sources import ReplicaDirectory, Source
 from windlass_operator.serve.telemetry import Telemetry
 from windlass_operator.serve.tls import common_name_of
@@ -73,12 +84,14 @@ class MetricsApi:
         reviewer: AccessReviewer,
         trust: FrontProxyHolder,
         telemetry: Telemetry,
+        demand: SharedRead[Demand],
         *,
         max_age_s: float,
         wall_clock: Callable[[], float],
     ) -> None:
         self._source, self._directory = source, directory
         self._reviewer, self._trust, self._telemetry = reviewer, trust, telemetry
+        self._demand = demand
         self._max_age_s, self._wall_clock = max_age_s, wall_clock
 
     def build_app(self) -> web.Application:
@@ -149,6 +162,8 @@ class MetricsApi:
 
     async def _read(self, query: Query, selector: Selector) -> Json:
         replicas = await self._directory.replicas()
+        if query.metric == metric_names.SERVICE_DEMAND:
+            return await self._read_demand(query, selector, replicas)
         samples = await self._source.samples(query.metric)
         now_s, max_age_s, metric = self._wall_clock(), self._max_age_s, query.metric
         try:
@@ -175,6 +190,41 @@ class MetricsApi:
         except NoValue as exc:
             why = self._directory.problem or self._source.problem_of(metric)
             raise NoValue(f"{exc} ({why})" if why else str(exc)) from exc
+
+    async def _read_demand(self, query: Query, selector: Selector, replicas: Sequence[Replica]) -> Json:
+        """What one service, or the services that a selector names, are asked for; also without a replica."""
+        if isinstance(query, PodsQuery):
+            raise Refused(404, f"{query.metric}: expected a question about a service, it has no value for a pod")
+        demand = await self._demand.get()
+        samples = [
+            await self._source.samples(metric)
+            for metric in (metric_names.REQUESTS_RUNNING, metric_names.REQUESTS_WAITING)
+        ]
+        if self._demand.problem or self._directory.problem:
+            raise NoValue(f"{query.metric}: {self._demand.problem or self._directory.problem}")
+        names = [query.name] if isinstance(query, ServiceQuery) else self._services(query.namespace, replicas, demand)
+        readings = [
+            read_demand(
+                query.namespace,
+                name,
+                replicas,
+                demand,
+                samples,
+                now_s=self._wall_clock(),
+                max_age_s=self._max_age_s,
+            )
+            for name in names
+            if isinstance(query, ServiceQuery) or accepts(selector, external_labels(query.namespace, name))
+        ]
+        if isinstance(query, ServiceQuery):
+            return render_service(query.metric, readings[0])
+        return render_external(query.metric, readings)
+
+    @staticmethod
+    def _services(namespace: str, replicas: Sequence[Replica], demand: Demand) -> list[str]:
+        """Services of a namespace that anybody knows of."""
+        asked = {name for space, name in demand.by_service if space == namespace}
+        return sorted(asked | {item.service for item in replicas if item.key.namespace == namespace and item.service})
 
 
 def _discover(path: str) -> Json | None:

@@ -14,23 +14,32 @@ import logging
 import signal
 import ssl
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any, Final
 
 import prometheus_client
 from aiohttp import web
 
 from windlass_operator import errors
+from windlass_operator.cluster.gateways import SELECTOR as GATEWAYS
+from windlass_operator.cluster.gateways import Demand, Gateways
 from windlass_operator.cluster.kubernetes_access import access_loader
 from windlass_operator.cluster.kubernetes_client import KubernetesClient
+from windlass_operator.cluster.kubernetes_kinds import KINDS
 from windlass_operator.serve.access import AccessReviewer
 from windlass_operator.serve.app import MetricsApi
 from windlass_operator.serve.settings import AdapterSettings
+from windlass_operator.serve.shared_read import SharedRead
 from windlass_operator.serve.sources import ReplicaDirectory, Source, build_source
 from windlass_operator.serve.telemetry import Telemetry
 from windlass_operator.serve.tls import ServingContext
 from windlass_operator.serve.trust import TrustKeeper
 
 log = logging.getLogger(__name__)
+
+DEMAND_INTERVAL_S: Final = 1.0
+"""How long one reading of the gateways counts: requests wait for what comes of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,8 @@ class Adapter:
     settings: AdapterSettings
     directory: ReplicaDirectory
     source: Source
+    gateways: Gateways
+    demand: SharedRead[Demand]
     trust: TrustKeeper
     serving: ServingContext
     telemetry: Telemetry
@@ -54,8 +65,26 @@ def build_adapter(settings: AdapterSettings, client: KubernetesClient) -> Adapte
     source = build_source(settings, directory, clock, time.time, telemetry.observe_read)
     trust = TrustKeeper(client, serving, settings, lambda: datetime.datetime.now(datetime.UTC), telemetry)
     reviewer = AccessReviewer(client, settings.access_ttl_s, clock)
-    api = MetricsApi(source, directory, reviewer, trust, telemetry, max_age_s=settings.max_age_s, wall_clock=time.time)
-    return Adapter(settings, directory, source, trust, serving, telemetry, api)
+    gateways = Gateways(
+        lambda: list_gateways(client, settings.namespace), settings.gateway_url, settings.scrape_timeout_s
+    )
+    demand = SharedRead[Demand](
+        "gateways",
+        gateways.read,
+        Demand(),
+        interval_s=DEMAND_INTERVAL_S,
+        clock=clock,
+        observe=telemetry.observe_read,
+    )
+    api = MetricsApi(
+        source, directory, reviewer, trust, telemetry, demand, max_age_s=settings.max_age_s, wall_clock=time.time
+    )
+    return Adapter(settings, directory, source, gateways, demand, trust, serving, telemetry, api)
+
+
+def list_gateways(client: KubernetesClient, namespace: str) -> AsyncIterator[dict[str, Any]]:
+    """Yield the pods of the gateways in a namespace."""
+    return client.list_items(KINDS["Pod"].path(namespace), GATEWAYS)
 
 
 async def run_adapter(settings: AdapterSettings, stop: asyncio.Event | None = None) -> None:
@@ -69,6 +98,8 @@ async def run_adapter(settings: AdapterSettings, stop: asyncio.Event | None = No
         adapter = build_adapter(settings, client)
         stack.push_async_callback(adapter.directory.close)
         stack.push_async_callback(adapter.source.close)
+        stack.push_async_callback(adapter.gateways.close)
+        stack.push_async_callback(adapter.demand.close)
         probes = await serve(
             build_probes(adapter), settings.probe_host, settings.probe_port, "WINDLASS_ADAPTER_PROBE_PORT"
         )

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from windlass_operator.cluster.gateways import Demand
 from windlass_operator.domain import labels
 from windlass_operator.errors import RetryLater
 from windlass_operator.serve.samples import RATIOS, PodKey, Sample, Samples
@@ -109,6 +110,41 @@ def read_service(
             f"found {len(known)}"
         )
     return ServiceReading(namespace, service, _aggregate(metric, known))
+
+
+def read_demand(
+    namespace: str,
+    service: str,
+    replicas: Iterable[Replica],
+    demand: Demand,
+    samples: Sequence[Samples],
+    *,
+    now_s: float,
+    max_age_s: float,
+) -> ServiceReading:
+    """Return the requests of a service, by its gateways or by its replicas, whichever see more.
+
+    `samples`: running and waiting requests of replicas. Raises NoValue where a gateway or a replica is not heard: what
+    it would have said might keep the last replica alive.
+    """
+    subject = f"requests of InferenceService {namespace}/{service}"
+    if demand.missing:
+        raise NoValue(f"{subject}: expected an answer of all {demand.asked} gateways, {demand.missing} gave none")
+    ready = [
+        replica.key
+        for replica in replicas
+        if replica.key.namespace == namespace and replica.service == service and replica.ready and not replica.leaving
+    ]
+    found = [fresh_sample(kind, key, now_s=now_s, max_age_s=max_age_s) for kind in samples for key in ready]
+    known = [sample for sample in found if sample is not None]
+    if len(known) < len(found):
+        raise NoValue(
+            f"{subject}: expected values at most {max_age_s:g} s old from all {len(ready)} ready replicas, "
+            f"found {len(known)} of {len(found)}"
+        )
+    by_replicas = sum(sample.value for sample in known)
+    at_s = min([now_s, *(sample.at_s for sample in known)])
+    return ServiceReading(namespace, service, Sample(max(demand.of(namespace, service), by_replicas), at_s))
 
 
 def read_services(

@@ -14,10 +14,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from windlass_contract import metric_names
 
-METRICS: Final = (metric_names.REQUESTS_WAITING, metric_names.REQUESTS_RUNNING, metric_names.KV_USE_RATIO)
+GAUGES: Final = (metric_names.REQUESTS_WAITING, metric_names.REQUESTS_RUNNING, metric_names.KV_USE_RATIO)
+"""What replicas export as it is asked for."""
+DERIVED: Final = (metric_names.GENERATED_TOKENS_PER_SECOND, metric_names.TIME_TO_FIRST_TOKEN_P95)
+"""What comes from their counters."""
+METRICS: Final = (*GAUGES, *DERIVED, metric_names.GPU_USE_RATIO, metric_names.SERVICE_DEMAND)
 """What autoscalers may ask for."""
-RATIOS: Final = frozenset({metric_names.KV_USE_RATIO})
-"""Shares do not add up as counts do."""
+RATIOS: Final = frozenset({metric_names.KV_USE_RATIO, metric_names.GPU_USE_RATIO, metric_names.TIME_TO_FIRST_TOKEN_P95})
+"""Shares and times do not add up as counts do."""
 
 
 class PodKey(NamedTuple):
@@ -53,7 +57,7 @@ def parse_exposition(text: str, at_s: float) -> dict[str, Sample]:
     Raises ValueError where a line of one of our metrics is not in the exposition format.
     """
     # A replica exports hundreds of histogram lines per tenant; only three names matter here.
-    ours = [line for line in text.splitlines() if _name_of(line) in METRICS]
+    ours = [line for line in text.splitlines() if _name_of(line) in GAUGES]
     found: dict[str, list[Sample]] = {}
     for family in text_string_to_metric_families("\n".join(ours) + "\n"):
         for series in family.samples:

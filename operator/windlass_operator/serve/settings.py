@@ -14,6 +14,7 @@ from typing import Final
 
 from windlass_contract import endpoints
 from windlass_operator.api.meta import DNS_LABEL
+from windlass_operator.cluster import gateways
 from windlass_operator.errors import SettingsError
 from windlass_operator.settings import NAMESPACE
 from windlass_operator.variables import Rules, parse_variables
@@ -65,6 +66,12 @@ class AdapterSettings:
     """Label of a series that names its pod."""
     replica_url: str = f"http://{{ip}}:{endpoints.RUNTIME_PORT}{endpoints.METRICS_PATH}"
     """Where a replica's metrics are, with {ip}, {namespace} and {pod} filled in. Used by the source `replicas`."""
+    gateway_url: str = gateways.GATEWAY_URL
+    """Where a gateway's metrics are, with {ip} and {pod} filled in. Gateways run in the adapter's namespace."""
+    rate_window_s: float = 60.0
+    """Seconds over which rates and percentiles are taken. 10 to 600; with prometheus at least two of its scrapes."""
+    gpu_use_query: str = "avg by (namespace, pod) (DCGM_FI_DEV_GPU_UTIL) / 100"
+    """PromQL for the use of each pod's GPUs from 0 to 1, with its namespace and pod as labels."""
     scrape_concurrency: int = 64
     """Replicas that are read at once. 1 to 1000."""
     scrape_timeout_s: float = 3.0
@@ -88,6 +95,7 @@ class AdapterSettings:
 RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "port": (1, 65535),
     "probe_port": (0, 65535),
+    "rate_window_s": (10, 600),
     "scrape_concurrency": (1, 1000),
     "scrape_timeout_s": (0.1, 60),
     "interval_s": (0.5, 300),
@@ -106,14 +114,16 @@ PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
     "prometheus_namespace_label": (r"^[a-zA-Z_][a-zA-Z0-9_]*$", "a label name"),
     "prometheus_pod_label": (r"^[a-zA-Z_][a-zA-Z0-9_]*$", "a label name"),
     "replica_url": (r"^https?://\S+$", "an http or https address"),
+    "gateway_url": (r"^https?://\S+$", "an http or https address"),
+    "gpu_use_query": (r"^[^\r\n]+$", "one line of PromQL"),
     "log_level": (r"^(DEBUG|INFO|WARNING|ERROR)$", "DEBUG, INFO, WARNING or ERROR"),
 }
 LISTS: Final[Mapping[str, tuple[str, str]]] = {
     "namespaces": (NAMESPACE, "namespace names separated by commas"),
     "apis": (f"^({CUSTOM}|{EXTERNAL})$", f"{CUSTOM}, {EXTERNAL} or both separated by a comma"),
 }
-PLACES: Final = frozenset({"ip", "namespace", "pod"})
-"""What `replica_url` may name."""
+PLACES: Final = {"replica_url": ("ip", "namespace", "pod"), "gateway_url": ("ip", "pod")}
+"""What addresses may name."""
 
 
 def variable_of(name: str) -> str:
@@ -155,13 +165,18 @@ def _contradictions(settings: AdapterSettings) -> list[str]:
             f"{variable_of('interval_s')}: expected less than {variable_of('max_age_s')} ({settings.max_age_s:g}), "
             f"found {settings.interval_s:g}"
         )
+    return problems + [problem for name in PLACES for problem in _unknown_places(name, getattr(settings, name))]
+
+
+def _unknown_places(name: str, template: str) -> list[str]:
+    known = PLACES[name]
     try:
-        places = {place for _, place, _, _ in string.Formatter().parse(settings.replica_url) if place is not None}
+        places = {place for _, place, _, _ in string.Formatter().parse(template) if place is not None}
     except ValueError:
-        places = {settings.replica_url}
-    if places - PLACES:
-        problems.append(
-            f"{variable_of('replica_url')}: expected no places but {{ip}}, {{namespace}} and {{pod}}, "
-            f"found {settings.replica_url!r}"
-        )
-    return problems
+        places = {template}
+    if places <= set(known):
+        return []
+    listed = [f"{{{place}}}" for place in known]
+    return [
+        f"{variable_of(name)}: expected no places but {', '.join(listed[:-1])} and {listed[-1]}, found {template!r}"
+    ]

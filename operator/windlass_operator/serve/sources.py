@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import aiohttp
 
+from windlass_contract import metric_names
 from windlass_operator import errors
 from windlass_operator.cluster.kubernetes_client import KubernetesClient
 from windlass_operator.cluster.kubernetes_kinds import KINDS
 from windlass_operator.domain import labels
+from windlass_operator.serve.derived import (
+    Counters,
+    derive,
+    first_token_query,
+    keep_window,
+    parse_counters,
+    tokens_query,
+)
 from windlass_operator.serve.readings import Replica, keep_known, parse_replica
 from windlass_operator.serve.samples import (
-    METRICS,
+    DERIVED,
+    GAUGES,
     PodKey,
     Sample,
     Samples,
@@ -45,7 +56,7 @@ class Source(Protocol):
     """Metrics of replicas."""
 
     async def samples(self, metric: str) -> Samples:
-        """Return the newest samples known of a metric of METRICS."""
+        """Return the newest samples known of a metric of GAUGES, DERIVED or of the GPUs."""
         ...
 
     def problem_of(self, metric: str) -> str:
@@ -108,7 +119,7 @@ class PrometheusSource:
             metric: SharedRead[Samples](
                 metric, self._reader(metric), {}, interval_s=settings.interval_s, clock=clock, observe=observe
             )
-            for metric in METRICS
+            for metric in (*GAUGES, *DERIVED, metric_names.GPU_USE_RATIO)
         }
 
     async def samples(self, metric: str) -> Samples:
@@ -129,7 +140,7 @@ class PrometheusSource:
         from requests import RequestException
 
         settings = self._settings
-        query = range_query(metric, settings.max_age_s, settings.prometheus_matchers)
+        query = prometheus_query(metric, settings)
         try:
             self._prometheus.headers = _bearer(settings.prometheus_token_file)
             # requests bounds connecting and each read by this; Prometheus itself ends the query by `timeout`.
@@ -161,16 +172,19 @@ class ReplicaSource:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.scrape_timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-        self._known: dict[str, dict[PodKey, Sample]] = {metric: {} for metric in METRICS}
+        self._known: dict[str, dict[PodKey, Sample]] = {metric: {} for metric in (*GAUGES, *DERIVED)}
+        self._counters: dict[PodKey, tuple[Counters, ...]] = {}
         self._shared = SharedRead[dict[str, dict[PodKey, Sample]]](
             "replicas", self._read_all, self._known, interval_s=settings.interval_s, clock=clock, observe=observe
         )
         self._failed = ""
 
     async def samples(self, metric: str) -> Samples:
-        return (await self._shared.get())[metric]
+        return (await self._shared.get()).get(metric, {})
 
-    def problem_of(self, metric: str) -> str:  # noqa: ARG002  (one page holds them all)
+    def problem_of(self, metric: str) -> str:
+        if metric == metric_names.GPU_USE_RATIO:
+            return "replicas do not report the use of their GPUs: it needs the source prometheus"
         return self._shared.problem or self._failed
 
     async def close(self) -> None:
@@ -194,8 +208,9 @@ class ReplicaSource:
             metric: keep_known(
                 self._known[metric], {key: page[metric] for key, page in read.items() if metric in page}, replicas
             )
-            for metric in METRICS
+            for metric in (*GAUGES, *DERIVED)
         }
+        self._counters = {key: kept for key, kept in self._counters.items() if key in {item.key for item in replicas}}
         return self._known
 
     def _note_failures(self, failures: list[str], asked: int) -> None:
@@ -219,11 +234,30 @@ class ReplicaSource:
                     if answer.status != 200:
                         return f"{url}: expected 200, found {answer.status}"
                     text = await _read_text(answer.content)
-                return parse_exposition(text, self._wall_clock())
+                return {**parse_exposition(text, self._wall_clock()), **self._derive(replica.key, text)}
             except TimeoutError:
                 return f"{url}: no answer within {self._settings.scrape_timeout_s:g} s"
             except (aiohttp.ClientError, ValueError, OSError) as exc:
                 return f"{url}: {exc}"
+
+    def _derive(self, key: PodKey, text: str) -> dict[str, Sample]:
+        newest = parse_counters(text, self._wall_clock())
+        readings = (*self._counters.get(key, ()), newest)
+        self._counters[key] = keep_window(readings, newest.at_s, self._settings.rate_window_s)
+        return derive(self._counters[key])
+
+
+def prometheus_query(metric: str, settings: AdapterSettings) -> str:
+    """Return the query for a metric of every pod."""
+    by = f"{settings.prometheus_namespace_label}, {settings.prometheus_pod_label}"
+    matchers, window_s = settings.prometheus_matchers, math.ceil(settings.rate_window_s)
+    if metric == metric_names.GENERATED_TOKENS_PER_SECOND:
+        return tokens_query(by, matchers, window_s)
+    if metric == metric_names.TIME_TO_FIRST_TOKEN_P95:
+        return first_token_query(by, matchers, window_s)
+    if metric == metric_names.GPU_USE_RATIO:
+        return settings.gpu_use_query
+    return range_query(metric, settings.max_age_s, matchers)
 
 
 def build_source(

@@ -9,7 +9,8 @@ import pytest
 
 from windlass_operator.api import load
 from windlass_operator.api.load import Loaded, load_documents
-from windlass_operator.api.v1alpha1.inference_service import MetricType, PrecisionPreset
+from windlass_operator.api.v1alpha1.inference_service import PrecisionPreset
+from windlass_operator.api.v1alpha1.scaling import MetricType
 
 TENANT = """\
 apiVersion: windlass.dev/v1alpha1

@@ -31,6 +31,8 @@ OTHERS: dict[str, Any] = {
     "prometheus_namespace_label": "exported_namespace",
     "prometheus_pod_label": "exported_pod",
     "replica_url": "https://{ip}/metrics",
+    "gateway_url": "https://{ip}:9443/metrics",
+    "gpu_use_query": "avg by (namespace, pod) (gpu_use)",
     "log_level": "DEBUG",
 }
 NAME = "windlass-metrics-adapter"
@@ -179,6 +181,7 @@ def test_in_namespaced_mode_it_lists_pods_there_only(render: Render) -> None:
         ("", NAME): [API_SERVICES],
         ("team-a", NAME): [PODS],
         ("team-b", NAME): [PODS],
+        ("windlass-system", NAME): [PODS],  # of the gateways
         ("windlass-system", f"{NAME}-certificate"): [CERTIFICATE],
     }
     assert settings_of(manifests).namespaces == ("team-a", "team-b")

@@ -49,6 +49,7 @@ def rights_needed(kinds: Iterable[ApiKind]) -> set[Right]:
     return wanted
 
 
+DISCOVER = {("apiregistration.k8s.io", "apiservices", "get")}
 POST_EVENTS = {(EVENT.group, EVENT.plural, "create")}
 GRANTED = rights_of(rule for rules in RULES.values() for rule in rules)
 
@@ -56,7 +57,7 @@ GRANTED = rights_of(rule for rules in RULES.values() for rule in rules)
 def test_the_operator_holds_exactly_what_its_code_uses(render: Render) -> None:
     role = only(render(), "ClusterRole", "windlass-operator")
 
-    assert rights_of(role["rules"]) == rights_needed(WATCHED) | POST_EVENTS
+    assert rights_of(role["rules"]) == rights_needed(WATCHED) | POST_EVENTS | DISCOVER
 
 
 def test_it_holds_exactly_what_tenants_grant_to_their_members(render: Render) -> None:
@@ -95,7 +96,7 @@ def test_in_namespaced_mode_rights_inside_namespaces_are_given_there_only(render
     manifests = render({"watchNamespaces": ["team-a", "team-b"]})
     cluster = only(manifests, "ClusterRole", "windlass-operator")
 
-    assert rights_of(cluster["rules"]) == rights_needed(kind for kind in WATCHED if not kind.namespaced)
+    assert rights_of(cluster["rules"]) == rights_needed(kind for kind in WATCHED if not kind.namespaced) | DISCOVER
     roles = {
         (item["metadata"]["namespace"], item["metadata"]["name"]): rights_of(item["rules"])
         for item in manifests

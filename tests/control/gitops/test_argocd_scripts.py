@@ -31,6 +31,7 @@ OURS = CUSTOMIZATIONS / "windlass.dev"
 SETTINGS = FleetSettings()
 NOW = "2026-03-01T10:00:00Z"
 SCALED = {"scaling": {"minReplicas": 2, "maxReplicas": 8}}
+LOST = {"name": "night", "timeZone": "Mars/Base", "start": "22:00", "end": "06:00", "minReplicas": 2}
 CRASH = Failure(reason="OOMKilled", message="killed for memory", pod="chat-5d8f7-x2x9p", exit_code=137, time=NOW)
 QUOTA = {"classes": ["h200"], "replicas": 4, "world": [build_tenant(gpus={"h200": 2})]}
 
@@ -181,6 +182,7 @@ REASONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("QuotaLimited", service(build_workload(2, gpu_class="h200"), **QUOTA)),
         ("TierNotAllowed", service(tier="Realtime", world=[build_tenant()])),
         ("UnknownGPUClass", service(classes=["gone"])),
+        ("UnknownTimeZone", service(scaling={"maxReplicas": 2, "schedules": [LOST]})),
         ("UnknownGPUClass", tenant(build_tenant(gpus={"gone": 1}))),
     ],
 }

@@ -10,7 +10,8 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from windlass_contract.metric_names import KV_USE_RATIO, REQUESTS_WAITING
+from windlass_contract.metric_names import KV_USE_RATIO, REQUESTS_RUNNING, REQUESTS_WAITING, SERVICE_DEMAND
+from windlass_operator.cluster.gateways import Demand
 from windlass_operator.errors import RetryLater
 from windlass_operator.serve.app import MetricsApi
 from windlass_operator.serve.paths import Attributes
@@ -37,6 +38,7 @@ class World:
         self.allowed = True
         self.away = False
         self.asked: list[tuple[User, Attributes]] = []
+        self.demand = Demand()
         self.pods = [self._replica("chat-1"), self._replica("chat-2"), self._replica("other", instance="embed")]
 
     def _replica(self, name: str, instance: str = "chat") -> Replica:
@@ -50,6 +52,10 @@ class World:
         if metric == KV_USE_RATIO:
             raise ZeroDivisionError
         return self.known.get(metric, {})
+
+    async def get(self) -> Demand:
+        """What gateways are asked for."""
+        return self.demand
 
     def problem_of(self, metric: str) -> str:
         return "Prometheus is away"
@@ -81,7 +87,7 @@ def world() -> World:
 @contextlib.asynccontextmanager
 async def client_of(world: World) -> AsyncIterator[TestClient[Any, Any]]:
     parts: Any = world
-    api = MetricsApi(parts, parts, parts, parts, Telemetry(), max_age_s=60, wall_clock=lambda: NOW)
+    api = MetricsApi(parts, parts, parts, parts, Telemetry(), parts, max_age_s=60, wall_clock=lambda: NOW)
     async with TestClient(TestServer(api.build_app())) as client:
         yield client
 
@@ -110,6 +116,43 @@ async def test_values(world: World, path: str, params: dict[str, str], expected:
 
     assert code == 200
     assert {item["describedObject"]["name"]: item["value"] for item in body["items"]} == expected
+
+
+async def test_the_demand_for_a_service_is_told_without_a_replica(world: World) -> None:
+    world.pods, world.demand = [], Demand({("team-a", "chat"): 3, ("team-b", "chat"): 9}, asked=2)
+
+    code, body = await ask(world, f"{SERVICES}/chat/{SERVICE_DEMAND}")
+    assert (code, [item["value"] for item in body["items"]]) == (200, ["3"])
+    code, body = await ask(world, f"{SERVICES}/unheard-of/{SERVICE_DEMAND}")
+    assert (code, [item["value"] for item in body["items"]]) == (200, ["0"])
+    code, body = await ask(world, f"{EXTERNAL}/{SERVICE_DEMAND}", params={"labelSelector": "service=chat"})
+    assert (code, [item["value"] for item in body["items"]]) == (200, ["3"])
+
+
+async def test_replicas_that_see_more_than_the_gateways_count(world: World) -> None:
+    """Requests that reach replicas by another way keep them alive too."""
+    world.known[REQUESTS_RUNNING] = dict.fromkeys(world.known[REQUESTS_WAITING], Sample(2, NOW - 5))
+    world.demand = Demand({("team-a", "chat"): 3}, asked=1)
+
+    code, body = await ask(world, f"{SERVICES}/chat/{SERVICE_DEMAND}")
+
+    assert (code, [item["value"] for item in body["items"]]) == (200, ["13"])
+
+
+async def test_a_demand_that_may_be_too_low_is_not_told(world: World) -> None:
+    world.pods, world.demand = [], Demand({("team-a", "chat"): 3}, missing=1, asked=2)
+    code, body = await ask(world, f"{SERVICES}/chat/{SERVICE_DEMAND}")
+    assert (code, "all 2 gateways, 1 gave none" in body["message"]) == (404, True)
+
+    world.pods, world.demand = World().pods, Demand()
+    code, body = await ask(world, f"{SERVICES}/chat/{SERVICE_DEMAND}")
+    assert (code, "found 2 of 4" in body["message"]) == (404, True)
+
+
+async def test_a_pod_has_no_demand(world: World) -> None:
+    code, body = await ask(world, f"{PODS}/*/{SERVICE_DEMAND}")
+
+    assert (code, "about a service" in body["message"]) == (404, True)
 
 
 async def test_external_values(world: World) -> None:

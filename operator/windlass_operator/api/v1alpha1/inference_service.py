@@ -21,6 +21,7 @@ from windlass_operator.api.meta import (
 from windlass_operator.api.patterns import COMPUTE_CAPABILITY, ENV_NAME, MODEL_URI, SERVED_NAME
 from windlass_operator.api.rules import constrained, rule
 from windlass_operator.api.v1alpha1.gpu_class import Interconnect
+from windlass_operator.api.v1alpha1.scaling import Scaling
 
 MAX_NAME: Final = 40
 """Children add a suffix to the name: pods 17 characters (replica set and pod hash), config maps a word and a hash.
@@ -73,18 +74,6 @@ CLASSES_OR_REQUIREMENTS: Final = rule(
     field=".classes",
 )
 
-PERCENT_IS_AT_MOST_100: Final = rule(
-    "!(self.type in ['CacheUse', 'CPUUtilization']) || self.target <= 100",
-    "at most 100 percent",
-    found="string(self.target)",
-    field=".target",
-)
-SCALING_HAS_ROOM: Final = rule(
-    "self.maxReplicas >= self.minReplicas",
-    "at least minReplicas",
-    found="string(self.maxReplicas) + ' below ' + string(self.minReplicas)",
-    field=".maxReplicas",
-)
 ONE_OWNER_OF_REPLICAS: Final = rule(
     "!(has(self.replicas) && has(self.scaling))",
     "either replicas or scaling, because one of them owns the number",
@@ -99,8 +88,11 @@ FLOOR_CAN_HOLD: Final = rule(
     field=".rollout.minAvailable",
 )
 FLOOR_CAN_HOLD_WHEN_SCALED_IN: Final = rule(
-    "!has(self.scaling) || self.rollout.minAvailable <= self.scaling.minReplicas",
-    "at most scaling.minReplicas, or it cannot hold after a scale-in",
+    "!has(self.scaling) || self.rollout.minAvailable <= 1 || (self.rollout.minAvailable <= self.scaling.minReplicas"
+    " && (!has(self.scaling.schedules) || self.scaling.schedules.all(item,"
+    " !has(item.minReplicas) || self.rollout.minAvailable <= item.minReplicas)))",
+    "at most the lowest minReplicas of scaling and its schedules (1 where that is 0), "
+    "or it cannot hold after a scale-in",
     found="string(self.rollout.minAvailable) + ' with minReplicas ' + string(self.scaling.minReplicas)",
     field=".rollout.minAvailable",
 )
@@ -167,15 +159,6 @@ class PrecisionPreset(enum.StrEnum):
     FP32 = "FP32"
     BF16 = "BF16"
     FP16 = "FP16"
-
-
-class MetricType(enum.StrEnum):
-    """What a replica count follows."""
-
-    QUEUE_DEPTH = "QueueDepth"
-    RUNNING_REQUESTS = "RunningRequests"
-    CACHE_USE = "CacheUse"
-    CPU_UTILIZATION = "CPUUtilization"
 
 
 class Model(ApiModel):
@@ -305,55 +288,6 @@ class Limits(ApiModel):
             description="Requests that may wait; one more is answered 429 with Retry-After.",
         ),
     ] = 256
-
-
-class ScalingMetric(ApiModel):
-    """One metric and the value per replica to aim at."""
-
-    model_config = ConfigDict(json_schema_extra=constrained(PERCENT_IS_AT_MOST_100))
-
-    type: Annotated[
-        MetricType,
-        Field(
-            description="QueueDepth: requests waiting. RunningRequests: requests computed. CacheUse: key/value pages "
-            "in use. CPUUtilization: processor time against the request.",
-        ),
-    ]
-    target: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=10_000,
-            description="Average per replica: requests for QueueDepth and RunningRequests, percent (at most 100) for "
-            "CacheUse and CPUUtilization.",
-        ),
-    ]
-
-
-class Scaling(ApiModel):
-    """Metric-driven replica count. While set, the autoscaler owns the number of replicas."""
-
-    model_config = ConfigDict(json_schema_extra=constrained(SCALING_HAS_ROOM))
-
-    min_replicas: Annotated[int, Field(ge=1, le=1000, description="Replicas that stay without demand.")] = 1
-    max_replicas: Annotated[int, Field(ge=1, le=1000, description="Replicas at most, whatever the demand.")]
-    metrics: Annotated[
-        list[ScalingMetric],
-        Field(
-            min_length=1,
-            max_length=4,
-            description="What the number follows; the metric that asks for most wins.",
-            json_schema_extra=constrained(list_type="map", keys=("type",)),
-        ),
-    ] = Field(default=[ScalingMetric(type=MetricType.QUEUE_DEPTH, target=4)])
-    scale_down_delay_seconds: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=3600,
-            description="How long a lower demand must last.",
-        ),
-    ] = 300
 
 
 class Rollout(ApiModel):

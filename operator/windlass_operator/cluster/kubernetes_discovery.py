@@ -1,0 +1,126 @@
+"""Look at what the cluster offers for scaling: who serves the metrics APIs, is KEDA there, may autoscalers go to zero.
+
+What cannot be read counts as absent. The autoscaler's own abilities depend on feature gates that no API tells, so they
+are tried: a dry run of an autoscaler writes nothing, and the server says whether it takes it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from windlass_operator import errors
+from windlass_operator.cluster.kubernetes_client import KubernetesClient, NotFound
+from windlass_operator.cluster.kubernetes_kinds import KINDS
+from windlass_operator.domain import labels
+from windlass_operator.domain.capabilities import ApiOwner, Capabilities
+
+log = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+KEDA_API: Final = "keda.sh/v1alpha1"
+CUSTOM_METRICS: Final = ("v1beta2.custom.metrics.k8s.io", "v1beta1.custom.metrics.k8s.io")
+"""Versions that autoscalers ask for, the one they prefer first."""
+EXTERNAL_METRICS: Final = ("v1beta1.external.metrics.k8s.io",)
+API_SERVICES: Final = "/apis/apiregistration.k8s.io/v1/apiservices"
+TRIAL_NAMESPACE: Final = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscalerTrial:
+    """What the server's autoscaler takes, as dry runs found."""
+
+    takes_zero: bool = False
+    takes_tolerance: bool = False
+
+
+class Discovery:
+    """Looks at one cluster. Asks for an autoscaler's abilities again only when the server's version changes."""
+
+    def __init__(self, client: KubernetesClient, namespace: str = TRIAL_NAMESPACE) -> None:
+        """`namespace`: where dry runs of autoscalers are allowed."""
+        self._client, self._namespace = client, namespace
+        self._tried: dict[str, AutoscalerTrial] = {}
+
+    async def look(self) -> Capabilities:
+        """Return what there is now. Raises what `KubernetesClient.version` raises."""
+        trial = await self._trial(await self._client.version())
+        return Capabilities(
+            known=True,
+            scales_to_zero=trial.takes_zero,
+            knows_tolerance=trial.takes_tolerance,
+            has_keda=await self._serves(KEDA_API, "scaledobjects"),
+            custom_metrics=await self._owner(CUSTOM_METRICS),
+            external_metrics=await self._owner(EXTERNAL_METRICS),
+        )
+
+    async def _trial(self, version: str) -> AutoscalerTrial:
+        if version not in self._tried:
+            zero = await self._try(_trial_autoscaler(0))
+            tolerant = await self._try(_trial_autoscaler(1, {"tolerance": "50m"}))
+            self._tried = {version: AutoscalerTrial(zero is not None, _keeps_tolerance(tolerant))}
+        return self._tried[version]
+
+    async def _try(self, manifest: Mapping[str, Any]) -> Json | None:
+        """Dry-run a create; None when the server refuses it."""
+        try:
+            return await self._client.request(
+                "POST",
+                KINDS["HorizontalPodAutoscaler"].path(self._namespace),
+                manifest,
+                params={"dryRun": "All", "fieldValidation": "Ignore"},
+            )
+        except errors.ApplyRejected as exc:
+            log.debug("The autoscaler was refused in a dry run. reason=%s", exc)
+            return None
+
+    async def _serves(self, api_version: str, plural: str) -> bool:
+        try:
+            listed = await self._client.request("GET", f"/apis/{api_version}")
+        except (NotFound, errors.ClusterUnavailable):
+            return False
+        return any(resource.get("name") == plural for resource in listed.get("resources", ()))
+
+    async def _owner(self, names: tuple[str, ...]) -> ApiOwner:
+        for name in names:
+            try:
+                found = await self._client.get_at(f"{API_SERVICES}/{name}")
+            except errors.ClusterUnavailable as exc:
+                log.warning("An API's registration cannot be read; it counts as served by nobody. error=%s", exc)
+                return ApiOwner()
+            service = ((found or {}).get("spec") or {}).get("service") or {}
+            if found is not None and service:
+                return ApiOwner(f"{service.get('namespace')}/{service.get('name')}", _is_ours(found))
+        return ApiOwner()
+
+
+def _is_ours(api_service: Mapping[str, Any]) -> bool:
+    """Whether the chart of Windlass registered it; the label says so, whatever the release is called."""
+    found = api_service["metadata"].get("labels") or {}
+    return (found.get(labels.PART_OF), found.get(labels.COMPONENT)) == (labels.PRODUCT, labels.METRICS_ADAPTER)
+
+
+def _trial_autoscaler(least: int, scale_down: Mapping[str, Any] | None = None) -> Json:
+    metric = {"metric": {"name": "trial"}, "target": {"type": "AverageValue", "averageValue": "1"}}
+    behavior = {"behavior": {"scaleDown": {"stabilizationWindowSeconds": 300, **scale_down}}} if scale_down else {}
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"generateName": "windlass-trial-"},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "windlass-trial"},
+            "minReplicas": least,
+            "maxReplicas": 2,
+            "metrics": [{"type": "External", "external": metric}],
+            **behavior,
+        },
+    }
+
+
+def _keeps_tolerance(answer: Mapping[str, Any] | None) -> bool:
+    """A server whose gate is off drops the field."""
+    behavior = ((answer or {}).get("spec") or {}).get("behavior") or {}
+    return "tolerance" in (behavior.get("scaleDown") or {})

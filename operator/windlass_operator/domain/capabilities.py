@@ -1,0 +1,33 @@
+"""What the cluster offers for scaling beside what every cluster has. Found by discovery, handed to plans as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ApiOwner:
+    """Who serves one metrics API."""
+
+    service: str = ""
+    """`namespace/name` of the Service behind it; empty: nobody serves it."""
+    ours: bool = False
+    """Whether that is a Windlass metrics adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Defaults are what can be assumed of a cluster nobody has looked at."""
+
+    known: bool = False
+    """Whether somebody has looked."""
+    scales_to_zero: bool = False
+    """Whether its HorizontalPodAutoscaler takes a minimum of 0."""
+    knows_tolerance: bool = False
+    """Whether its HorizontalPodAutoscaler takes a tolerance of its own."""
+    has_keda: bool = False
+    """Whether it serves ScaledObjects."""
+    custom_metrics: ApiOwner = ApiOwner()
+    """custom.metrics.k8s.io: values per pod and per service."""
+    external_metrics: ApiOwner = ApiOwner()
+    """external.metrics.k8s.io."""
