@@ -29,6 +29,7 @@ ROOT = HERE.parents[1]
 CRDS = sorted(path for path in (ROOT / "crds").glob("*.yaml") if path.name != "kustomization.yaml")
 FOREIGN = "cluster"
 SYSTEM = "windlass-system"
+QUOTA = {"h200": 6, "a100": 4, "a100-slice": 4, "a100-mig": 1, "edge-l4": 2, "shared-l4": 4}
 Run = Callable[..., str]
 
 
@@ -135,7 +136,7 @@ def fleet(kube: KubeClient) -> Iterator[None]:
     create_fleet(kube)
     for namespace in (SYSTEM, "team-a", "team-b"):
         kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-    kube.apply(tenant("a", "team-a", gpus={"h200": 6, "a100": 4, "a100-slice": 4, "edge-l4": 2}))
+    kube.apply(tenant("a", "team-a", gpus=QUOTA))
     kube.apply(tenant("b", "team-b", gpus={"h200": 2}))
     yield
     remove_fleet(kube)

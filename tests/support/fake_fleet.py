@@ -48,6 +48,7 @@ H200 = gpu_labels("NVIDIA-H200", 143771, "9.0", 4)
 A100 = gpu_labels("NVIDIA-A100-SXM4-80GB", 81920, "8.0", 8)
 L4 = gpu_labels("NVIDIA-L4", 23034, "8.9", 1) | {"windlass.dev/pool": "edge"}
 MIG = gpu_labels("NVIDIA-A100-SXM4-80GB-MIG", 81920, "8.0", 1) | {"nvidia.com/mig.strategy": "mixed"}
+SHARED_L4 = gpu_labels("NVIDIA-L4-SHARED", 23034, "8.9", 1) | {"nvidia.com/gpu.replicas": "4"}
 SLICES = {"nvidia.com/mig-1g.10gb": 4, "nvidia.com/mig-3g.40gb": 1}
 
 NODES = (
@@ -57,6 +58,7 @@ NODES = (
     FakeNode("mig-1", "zone-b", MIG, SLICES),
     FakeNode("edge-1", "zone-edge", L4, {"nvidia.com/gpu": 1}),
     FakeNode("edge-2", "zone-edge", L4, {"nvidia.com/gpu": 1}),
+    FakeNode("shared-1", "zone-a", SHARED_L4, {"nvidia.com/gpu": 4}),
     FakeNode("plain-1", "zone-a"),
     FakeNode("plain-2", "zone-b"),
 )
@@ -66,11 +68,14 @@ CLASSES: Mapping[str, Manifest] = {
         "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H200"},
         "memory": "141Gi",
         "computeCapability": "9.0",
+        "interconnect": "NVSwitch",
+        "pricePerHour": "4.10",
     },
     "a100": {
         "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"},
         "memory": "80Gi",
         "computeCapability": "8.0",
+        "pricePerHour": "1.90",
     },
     "a100-slice": {
         "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB-MIG"},
@@ -82,6 +87,19 @@ CLASSES: Mapping[str, Manifest] = {
         "nodeSelector": {"windlass.dev/pool": "edge"},
         "memory": "24Gi",
         "computeCapability": "8.9",
+        "pricePerHour": "0.60",
+    },
+    "a100-mig": {
+        "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB-MIG"},
+        "memory": "40Gi",
+        "computeCapability": "8.0",
+        "migProfile": "3g.40gb",
+    },
+    "shared-l4": {
+        "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L4-SHARED"},
+        "memory": "24Gi",
+        "computeCapability": "8.9",
+        "sharing": {"timeSlicedReplicas": 4},
     },
 }
 

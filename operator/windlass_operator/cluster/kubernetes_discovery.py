@@ -1,7 +1,8 @@
-"""Look at what the cluster offers for scaling: who serves the metrics APIs, is KEDA there, may autoscalers go to zero.
+"""Look at what the cluster offers: who serves the metrics APIs, is KEDA there, may autoscalers go to zero, are image
+volumes kept.
 
-What cannot be read counts as absent. The autoscaler's own abilities depend on feature gates that no API tells, so they
-are tried: a dry run of an autoscaler writes nothing, and the server says whether it takes it.
+What cannot be read counts as absent. What depends on feature gates is told by no API, so it is tried: a dry run writes
+nothing, and the server's answer shows what it would have stored.
 """
 
 from __future__ import annotations
@@ -30,24 +31,26 @@ TRIAL_NAMESPACE: Final = "default"
 
 
 @dataclass(frozen=True, slots=True)
-class AutoscalerTrial:
-    """What the server's autoscaler takes, as dry runs found."""
+class Trial:
+    """What the server takes, as dry runs found."""
 
     takes_zero: bool = False
     takes_tolerance: bool = False
+    keeps_image_volumes: bool = True
 
 
 class Discovery:
-    """Looks at one cluster. Asks for an autoscaler's abilities again only when the server's version changes."""
+    """Looks at one cluster. Tries what depends on feature gates again only when the server's version changes."""
 
     def __init__(self, client: KubernetesClient, namespace: str = TRIAL_NAMESPACE) -> None:
-        """`namespace`: where dry runs of autoscalers are allowed."""
+        """`namespace`: where dry runs of autoscalers and Deployments are allowed."""
         self._client, self._namespace = client, namespace
-        self._tried: dict[str, AutoscalerTrial] = {}
+        self._tried: dict[str, Trial] = {}
 
     async def look(self) -> Capabilities:
         """Return what there is now. Raises what `KubernetesClient.version` raises."""
-        trial = await self._trial(await self._client.version())
+        version = await self._client.version()
+        trial = await self._trial(version)
         return Capabilities(
             known=True,
             scales_to_zero=trial.takes_zero,
@@ -55,13 +58,15 @@ class Discovery:
             has_keda=await self._serves(KEDA_API, "scaledobjects"),
             custom_metrics=await self._owner(CUSTOM_METRICS),
             external_metrics=await self._owner(EXTERNAL_METRICS),
+            drops_image_volumes="" if trial.keeps_image_volumes else version,
         )
 
-    async def _trial(self, version: str) -> AutoscalerTrial:
+    async def _trial(self, version: str) -> Trial:
         if version not in self._tried:
             zero = await self._try(_trial_autoscaler(0))
             tolerant = await self._try(_trial_autoscaler(1, {"tolerance": "50m"}))
-            self._tried = {version: AutoscalerTrial(zero is not None, _keeps_tolerance(tolerant))}
+            mounted = await self._try(_trial_deployment())
+            self._tried = {version: Trial(zero is not None, _keeps_tolerance(tolerant), _keeps_image(mounted))}
         return self._tried[version]
 
     async def _try(self, manifest: Mapping[str, Any]) -> Json | None:
@@ -69,12 +74,12 @@ class Discovery:
         try:
             return await self._client.request(
                 "POST",
-                KINDS["HorizontalPodAutoscaler"].path(self._namespace),
+                KINDS[manifest["kind"]].path(self._namespace),
                 manifest,
                 params={"dryRun": "All", "fieldValidation": "Ignore"},
             )
         except errors.ApplyRejected as exc:
-            log.debug("The autoscaler was refused in a dry run. reason=%s", exc)
+            log.debug("A trial object was refused in a dry run. kind=%s reason=%s", manifest["kind"], exc)
             return None
 
     async def _serves(self, api_version: str, plural: str) -> bool:
@@ -124,3 +129,27 @@ def _keeps_tolerance(answer: Mapping[str, Any] | None) -> bool:
     """A server whose gate is off drops the field."""
     behavior = ((answer or {}).get("spec") or {}).get("behavior") or {}
     return "tolerance" in (behavior.get("scaleDown") or {})
+
+
+def _trial_deployment() -> Json:
+    selected = {"app": "windlass-trial"}
+    volume = {"name": "trial", "image": {"reference": "registry.example.com/trial:1"}}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"generateName": "windlass-trial-"},
+        "spec": {
+            "replicas": 0,
+            "selector": {"matchLabels": selected},
+            "template": {
+                "metadata": {"labels": selected},
+                "spec": {"containers": [{"name": "trial", "image": "trial"}], "volumes": [volume]},
+            },
+        },
+    }
+
+
+def _keeps_image(answer: Mapping[str, Any] | None) -> bool:
+    """A server whose gate is off drops the only source of the volume, which some versions then refuse."""
+    template = ((answer or {}).get("spec") or {}).get("template") or {}
+    return any("image" in volume for volume in (template.get("spec") or {}).get("volumes") or ())

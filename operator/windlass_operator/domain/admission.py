@@ -13,7 +13,7 @@ from windlass_operator.domain.decision import Decision, Refusal, decide
 from windlass_operator.domain.fleet import Platform
 from windlass_operator.domain.fleet_view import FleetView
 from windlass_operator.domain.gpu_class import Candidate, Ranking, describe, rank_classes, refuse_ranking
-from windlass_operator.domain.model_source import parse_source
+from windlass_operator.domain.model_source import check_volume, parse_source
 from windlass_operator.domain.priority import check_tier
 from windlass_operator.domain.quantity import parse_bytes
 from windlass_operator.domain.quota import Grant, Request, share_quota
@@ -60,7 +60,7 @@ def _checks(service: InferenceService, view: FleetView) -> Iterator[Refusal | No
     yield check_tier(service.spec.tier, tenant)
     yield check_scaling(service.spec)
     source = parse_source(service.spec.model.uri, view.settings.platform)
-    yield source if isinstance(source, Refusal) else None
+    yield source if isinstance(source, Refusal) else check_volume(source, view.snapshot.capabilities)
     yield _check_memory(service)
 
 

@@ -1,4 +1,4 @@
-"""What the cluster offers for scaling beside what every cluster has. Found by discovery, handed to plans as a value."""
+"""What the cluster offers beside what every cluster has. Found by discovery, handed to plans as a value."""
 
 from __future__ import annotations
 
@@ -31,3 +31,5 @@ class Capabilities:
     """custom.metrics.k8s.io: values per pod and per service."""
     external_metrics: ApiOwner = ApiOwner()
     """external.metrics.k8s.io."""
+    drops_image_volumes: str = ""
+    """Version of a server that takes the image volume out of a pod and says nothing; empty: it keeps them."""

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
+from windlass_operator.domain.capabilities import Capabilities
 from windlass_operator.domain.decision import Decision, Refusal, decide
 from windlass_operator.domain.fleet import Platform
 
@@ -89,6 +90,19 @@ def _parse_file(uri: str, rest: str, platform: Platform) -> ModelSource | Refusa
 
 def _unusable(uri: str, expected: str, next_step: str) -> Refusal:
     return Refusal("ModelSourceUnusable", f"spec.model.uri: expected {expected}, found {uri}", next_step)
+
+
+def check_volume(source: ModelSource, capabilities: Capabilities) -> Refusal | None:
+    """Refuse an image on a server that would drop its volume: replicas would start without a model, and fail."""
+    version = capabilities.drops_image_volumes
+    if source.kind is not SourceKind.IMAGE or not version:
+        return None
+    return Refusal(
+        "ModelSourceUnusable",
+        f"spec.model.uri: expected a cluster with image volumes for oci://, found Kubernetes {version} with the "
+        "feature gate ImageVolume off, which drops them",
+        "Use Kubernetes 1.35 or later, turn the gate on in API server and kubelets, or use pvc:// or hf://",
+    )
 
 
 def explain_source(source: ModelSource) -> Decision:

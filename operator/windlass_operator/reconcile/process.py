@@ -71,6 +71,8 @@ class Operator:
     random: Callable[[], float]
     routes: RoutePublisher | None = None
     """None: there is no gateway."""
+    discovered: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once somebody has tried to learn what the cluster offers."""
     probe_port: int = 0
     """Port in use once the probes are served."""
     _last: Snapshot = field(default_factory=Snapshot)
@@ -94,6 +96,7 @@ class Operator:
     async def wait_for_work(self) -> None:
         """Return once the caches are filled and this process leads: a plan from half a picture would be wrong."""
         await self.audit.filled.wait()
+        await self.discovered.wait()
         await self.leadership.wait()
 
     def take_over(self) -> None:
@@ -129,6 +132,7 @@ class Operator:
                 if self.cluster.set_capabilities(found):
                     log.info("The cluster offers something else now. found=%s", found)
                     self.wake_all(0.0)
+            self.discovered.set()
             await asyncio.sleep(DISCOVERY_INTERVAL_S)
 
     async def apply_fleet(self) -> None:

@@ -18,12 +18,12 @@ OURS = {"app.kubernetes.io/part-of": "windlass", "app.kubernetes.io/component": 
 class Server(KubernetesClient):
     """Answers by path; an autoscaler of a dry run as an API server of some age would."""
 
-    def __init__(self, *, zero: bool = False, tolerance: bool = False) -> None:
+    def __init__(self, *, zero: bool = False, tolerance: bool = False, images: str = "keeps") -> None:
         self.git_version = "v1.37.0"
         self.answers: dict[str, Any] = {}
         self.forbidden = False
         self.trials: list[Mapping[str, Any]] = []
-        self._zero, self._tolerance = zero, tolerance
+        self._zero, self._tolerance, self._images = zero, tolerance, images
 
     async def request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, **more: Any
@@ -42,12 +42,22 @@ class Server(KubernetesClient):
     def _judge(self, body: Mapping[str, Any], params: Mapping[str, str]) -> dict[str, Any]:
         assert params["dryRun"] == "All", "a trial must write nothing"
         self.trials.append(body)
+        if body["kind"] == "Deployment":
+            return self._judge_volumes(body)
         spec = dict(body["spec"])
         if spec["minReplicas"] == 0 and not self._zero:
             raise ApplyRejected("minReplicas: must be greater than or equal to 1", reason="Invalid")
         if not self._tolerance:
             spec.pop("behavior", None)
         return {**body, "spec": spec}
+
+    def _judge_volumes(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        if self._images == "refuses":
+            raise ApplyRejected("spec.volumes[0]: Required value: must specify a volume type", reason="Invalid")
+        volumes = body["spec"]["template"]["spec"]["volumes"]
+        if self._images == "drops":
+            volumes = [{"name": volume["name"]} for volume in volumes]
+        return {**body, "spec": {"template": {"spec": {"volumes": volumes}}}}
 
     def register(self, name: str, service: str, labels: Mapping[str, str] | None = None) -> None:
         namespace, _, found = service.partition("/")
@@ -72,12 +82,24 @@ async def test_it_is_tried_again_only_when_the_server_is_another_one() -> None:
     discovery = Discovery(server)
     await discovery.look()
     await discovery.look()
-    assert len(server.trials) == 2
+    assert len(server.trials) == 3
 
     server.git_version, server._zero = "v1.34.0", False
 
     assert (await discovery.look()).scales_to_zero is False
-    assert len(server.trials) == 4
+    assert len(server.trials) == 6
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        pytest.param("keeps", "", id="gate on"),
+        pytest.param("drops", "v1.37.0", id="gate off: the volume is gone from the answer"),
+        pytest.param("refuses", "v1.37.0", id="gate off: a volume of no kind is refused"),
+    ],
+)
+async def test_a_server_that_drops_image_volumes_is_told_by_its_version(images: str, told: str) -> None:
+    assert (await Discovery(Server(images=images)).look()).drops_image_volumes == told
 
 
 @pytest.mark.parametrize(

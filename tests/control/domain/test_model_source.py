@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from windlass_operator.domain.capabilities import Capabilities
 from windlass_operator.domain.decision import Refusal
 from windlass_operator.domain.fleet import Platform
-from windlass_operator.domain.model_source import ModelSource, SourceKind, explain_source, parse_source
+from windlass_operator.domain.model_source import (
+    ModelSource,
+    SourceKind,
+    check_volume,
+    explain_source,
+    parse_source,
+)
+
+WITHOUT_IMAGES = Capabilities(known=True, drops_image_volumes="v1.34.4")
 
 
 @pytest.mark.parametrize(
@@ -64,3 +73,24 @@ def test_an_unpinned_hub_model_is_pointed_out():
     assert isinstance(pinned, ModelSource)
     assert "pin one" in explain_source(unpinned).reason
     assert "pin one" not in explain_source(pinned).reason
+
+
+def test_an_image_is_refused_where_the_server_would_drop_its_volume():
+    refusal = check_volume(ModelSource(SourceKind.IMAGE, "r.io/chat:1"), WITHOUT_IMAGES)
+
+    assert refusal is not None
+    assert refusal.reason == "ModelSourceUnusable"
+    assert "found Kubernetes v1.34.4 with the feature gate ImageVolume off" in refusal.message
+    assert "1.35" in refusal.next_step
+
+
+@pytest.mark.parametrize(
+    ("kind", "capabilities"),
+    [
+        pytest.param(SourceKind.IMAGE, Capabilities(known=True), id="the server keeps image volumes"),
+        pytest.param(SourceKind.IMAGE, Capabilities(), id="nobody has looked: rendering files"),
+        *(pytest.param(kind, WITHOUT_IMAGES, id=f"{kind} needs none") for kind in SourceKind if kind != "oci"),
+    ],
+)
+def test_any_other_source_and_server_go_together(kind, capabilities):
+    assert check_volume(ModelSource(kind, "x"), capabilities) is None

@@ -120,9 +120,10 @@ async def test_keys_that_failed_for_want_of_a_server_are_due_once_the_lease_is_t
     assert operator.queue._queue.next_due_s(asyncio.get_running_loop().time()) <= asyncio.get_running_loop().time()
 
 
-async def test_workers_wait_for_caches_and_lease(operator):
+async def test_workers_wait_for_caches_lease_and_what_the_cluster_offers(operator):
     waiting = asyncio.create_task(operator.wait_for_work())
     operator.audit.filled.set()
+    operator.discovered.set()
     await asyncio.sleep(0)
     before = waiting.done()
     await operator.leadership.extend(asyncio.get_running_loop().time() + 60.0)
