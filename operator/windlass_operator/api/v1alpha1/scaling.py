@@ -30,8 +30,8 @@ SCHEDULES_HAVE_ROOM: Final = rule(
     "(has(item.maxReplicas) ? item.maxReplicas : self.maxReplicas)"
     " >= (has(item.minReplicas) ? item.minReplicas : self.minReplicas))",
     "schedules whose minReplicas is at most their maxReplicas; one that is not set is that of scaling",
-    found="self.schedules.filter(item, (has(item.maxReplicas) ? item.maxReplicas : self.maxReplicas)"
-    " < (has(item.minReplicas) ? item.minReplicas : self.minReplicas))[0].name",
+    found="string(self.schedules.filter(item, (has(item.maxReplicas) ? item.maxReplicas : self.maxReplicas)"
+    " < (has(item.minReplicas) ? item.minReplicas : self.minReplicas))[0].name)",
     field=".schedules",
 )
 SCHEDULE_CHANGES_SOMETHING: Final = rule(
@@ -49,7 +49,7 @@ ZERO_NEEDS_A_METRIC_THAT_ENDS: Final = rule(
     " || self.schedules.all(item, !has(item.minReplicas) || item.minReplicas > 0)))",
     "metrics other than CPUUtilization and GPUUtilization with minReplicas 0, because a replica without requests"
     " uses some of both",
-    found="self.metrics.filter(item, item.type in ['CPUUtilization', 'GPUUtilization'])[0].type",
+    found="string(self.metrics.filter(item, item.type in ['CPUUtilization', 'GPUUtilization'])[0].type)",
     field=".metrics",
 )
 
