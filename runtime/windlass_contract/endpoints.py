@@ -72,6 +72,10 @@ class Route:
     """Revisions on trial; their weights add up to 100 at most."""
     endpoints: str = ""
     """Kubernetes Service whose ready endpoints are the replicas; empty: `replicas` lists them."""
+    hold_s: float = 0.0
+    """Longest time that a request may wait for a first replica, in seconds; 0: answered 503 at once."""
+    max_held: int = 0
+    """Requests that may wait so in one gateway."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -89,6 +89,18 @@ MALFORMED: Final = Problem(400, "invalid_request_error", "malformed_request", "t
 INTERNAL: Final = Problem(500, "server_error", "internal_error", "the gateway failed; its log has the request id")
 
 
+def held_too_long(hold_s: float) -> Problem:
+    """Answer for a request that waited in vain for a sleeping service."""
+    message = f"this service was asleep, and no replica was ready within {hold_s:g} s"
+    return Problem(503, "service_unavailable", "wake_timeout", message, retry_after_s=10)
+
+
+def too_many_held(limit: int) -> Problem:
+    """Answer for one request too many at a sleeping service."""
+    message = f"this service is asleep and being woken; {limit} requests wait for it already"
+    return Problem(503, "service_unavailable", "wake_queue_full", message, retry_after_s=10)
+
+
 def unsafe_target(reason: str) -> Problem:
     """Answer for a request target that could be read in two ways."""
     return Problem(400, "invalid_request_error", "invalid_path", reason)

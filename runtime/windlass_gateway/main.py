@@ -25,6 +25,7 @@ from windlass_gateway.proxy import Proxy
 from windlass_gateway.routes import RouteBook, RouteSource
 from windlass_gateway.server import Listener
 from windlass_gateway.settings import Settings
+from windlass_gateway.sleepers import Sleepers
 from windlass_gateway.splitting import Splitter
 from windlass_gateway.tenants import Directory
 from windlass_gateway.turnstile import Turnstile
@@ -193,6 +194,7 @@ class Gateway:
         routes.on_change = self._adopt
         self.metrics = metrics.Metrics()
         self._turnstile = Turnstile(self.metrics, settings.gateways)
+        self.sleepers: Sleepers | None = None
         address = sock.getsockname()
         self.url = f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}"
 
@@ -201,7 +203,10 @@ class Gateway:
             session = await stack.enter_async_context(build_session(self._settings))
             await self.routes.refresh()
             upstream = Upstream(self._settings, self.routes, self.picker, session)
-            self._proxy = Proxy(self._settings, self.routes, upstream, self._turnstile, self.splitter, self.metrics)
+            self.sleepers = Sleepers(self.routes, upstream)
+            self._proxy = Proxy(
+                self._settings, self.routes, self._turnstile, self.splitter, self.sleepers, self.metrics
+            )
             self._listener = Listener(self._settings, self._proxy.handle)
             following = asyncio.create_task(self.routes.follow(self._settings.poll_s))
             stack.push_async_callback(_cancel, following)
@@ -214,6 +219,8 @@ class Gateway:
     async def __aexit__(self, *_: object) -> None:
         # The table is followed to the end: running requests may still need another replica.
         self._proxy.draining = True
+        if self.sleepers is not None:
+            self.sleepers.close()
         await self._listener.drain(self._settings.drain_timeout_s)
         await self._stack.aclose()
 
@@ -224,6 +231,8 @@ class Gateway:
         tried = {replica for route in routes for canary in route.canaries for replica in canary.replicas}
         self.picker.keep_only({*tried, *(replica for route in routes for replica in route.replicas)})
         self.splitter.keep_only(directory.routes.keys())
+        if self.sleepers is not None:
+            self.sleepers.adopt(directory)
 
 
 @asynccontextmanager

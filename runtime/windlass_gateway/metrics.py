@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -64,6 +64,18 @@ class Metrics:
             (*labels, "limit"),
             registry=self.registry,
         )
+        self._held = Gauge(
+            metric_names.GATEWAY_HELD,
+            "Requests that wait for a sleeping service.",
+            labels,
+            registry=self.registry,
+        )
+        self._demand = Gauge(
+            metric_names.GATEWAY_DEMAND,
+            "Most requests at once within the last minute, of services that may sleep.",
+            labels,
+            registry=self.registry,
+        )
         self._tenants: set[str] = set()
 
     def refused(self, status: int) -> None:
@@ -95,6 +107,19 @@ class Metrics:
         labels = self._labels(route)
         self._tokens.labels(*labels, "prompt").inc(usage.prompt_tokens)
         self._tokens.labels(*labels, "completion").inc(usage.completion_tokens)
+
+    def show_sleepers(self, sleepers: Iterable[tuple[Route, int, int]]) -> None:
+        """Show what services that may sleep are asked for: route, requests held, and peak.
+
+        Each under its own name, however many tenants there are: a service that is hidden behind others would be put to
+        sleep. The routing table bounds them.
+        """
+        self._held.clear()
+        self._demand.clear()
+        for route, held, peak in sleepers:
+            labels = (route.namespace, route.service, route.tenant)
+            self._held.labels(*labels).set(held)
+            self._demand.labels(*labels).set(peak)
 
     def render(self) -> bytes:
         """Return the exposition text."""

@@ -14,11 +14,12 @@ from windlass_gateway.bodies import BodyStore
 from windlass_gateway.header_rules import CANARY, REQUEST_ID, SESSION, choose_request_id, headers_to_replica
 from windlass_gateway.routes import RouteSource
 from windlass_gateway.settings import Settings
+from windlass_gateway.sleepers import Sleepers
 from windlass_gateway.splitting import Splitter
 from windlass_gateway.targets import Target, TargetError, parse_target
 from windlass_gateway.tenants import Refusal, authorize
 from windlass_gateway.turnstile import Turnstile
-from windlass_gateway.upstream import STABLE, BusyAnswer, Call, Part, Upstream
+from windlass_gateway.upstream import STABLE, BusyAnswer, Call, Part
 
 _log = logging.getLogger(__name__)
 
@@ -39,16 +40,16 @@ class Proxy:
         self,
         settings: Settings,
         routes: RouteSource,
-        upstream: Upstream,
         turnstile: Turnstile,
         splitter: Splitter,
+        sleepers: Sleepers,
         counts: metrics.Metrics,
     ) -> None:
         self._settings = settings
         self._routes = routes
-        self._upstream = upstream
         self._turnstile = turnstile
         self._splitter = splitter
+        self._sleepers = sleepers
         self._metrics = counts
         self._bodies = BodyStore(settings)
         self.draining = False
@@ -64,7 +65,7 @@ class Proxy:
         except answers.Refused as exc:
             self._metrics.refused(exc.problem.status)
             return self._last_words(answers.render_problem(exc.problem, request_id))
-        with self._metrics.watch(route) as outcome:
+        with self._metrics.watch(route) as outcome, self._sleepers.count(route):
             try:
                 delivery = await self._forward(request, route, target, request_id, outcome)
             except answers.Refused as exc:
@@ -80,6 +81,7 @@ class Proxy:
         if path == READY:
             return self._readiness()
         if path == METRICS_PATH:
+            self._metrics.show_sleepers(self._sleepers.readings(self._routes.directory.routes.values()))
             return web.Response(body=self._metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})
         return None
 
@@ -127,7 +129,7 @@ class Proxy:
                 outcome.canary = part.canary
                 headers = headers_to_replica(request.headers, request_id)
                 call = Call(request.method, target.path_and_query, headers, body, request_id)
-                answer = await self._upstream.send(route, call, part)
+                answer = await self._sleepers.send(route, call, part)
             own_headers = {**visit.headers(), REQUEST_ID: request_id}
             if isinstance(answer, BusyAnswer):
                 return relay.Delivery(relay.render_busy(answer, own_headers), answer.status)

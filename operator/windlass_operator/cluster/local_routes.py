@@ -10,6 +10,7 @@ from windlass_contract.endpoints import Replica, Route, RoutingTable, digest_key
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.rates import plan_rates
+from windlass_operator.domain.routes import hold_of
 from windlass_operator.domain.snapshot import Key
 from windlass_operator.domain.tenancy import tenant_of
 
@@ -21,7 +22,7 @@ def plan_routes(
     replicas_of: Callable[[Key], tuple[Replica, ...]],
 ) -> RoutingTable:
     """List every service. `session_keys`: owner (see `key_owner`) -> a key made for this run."""
-    routes = tuple(_route(key, tenants, session_keys, replicas_of(key)) for key in sorted(services))
+    routes = tuple(_route(key, services[key], tenants, session_keys, replicas_of(key)) for key in sorted(services))
     return RoutingTable(routes, plan_rates(tenants))
 
 
@@ -42,6 +43,7 @@ def owners_without_keys(services: Mapping[Key, InferenceService], tenants: Mappi
 
 def _route(
     key: Key,
+    service: InferenceService,
     tenants: Mapping[str, Tenant],
     session_keys: Mapping[str, str],
     replicas: tuple[Replica, ...],
@@ -51,7 +53,16 @@ def _route(
     session_key = session_keys.get(key_owner(key.namespace, tenants))
     if session_key is not None:
         digests.append(digest_key(session_key))
-    return Route(key.namespace, key.name, tenant.metadata.name if tenant is not None else "", tuple(digests), replicas)
+    hold = hold_of(service)
+    return Route(
+        key.namespace,
+        key.name,
+        tenant.metadata.name if tenant is not None else "",
+        tuple(digests),
+        replicas,
+        hold_s=float(hold.timeout_seconds) if hold else 0.0,
+        max_held=hold.max_requests if hold else 0,
+    )
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -6,8 +6,11 @@ Replicas are not listed: the gateway follows the endpoints of the named Services
 from __future__ import annotations
 
 from windlass_contract.endpoints import Route, RoutingTable
+from windlass_operator.api.v1alpha1.inference_service import InferenceService
+from windlass_operator.api.v1alpha1.scaling import Hold
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.rates import plan_rates
+from windlass_operator.domain.schedule import lowest_minimum
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.domain.tenancy import owners
 
@@ -17,11 +20,31 @@ def plan_routes(snapshot: Snapshot) -> RoutingTable:
     owned = owners(snapshot.tenants)
     tenants = ((key, owned.get(key.namespace)) for key in sorted(snapshot.services))
     return RoutingTable(
-        tuple(_route(key, tenant) for key, tenant in tenants if tenant is not None and tenant.spec.access.keys),
+        tuple(
+            _route(key, tenant, snapshot.services[key])
+            for key, tenant in tenants
+            if tenant is not None and tenant.spec.access.keys
+        ),
         plan_rates(snapshot.tenants),
     )
 
 
-def _route(key: Key, tenant: Tenant) -> Route:
+def _route(key: Key, tenant: Tenant, service: InferenceService) -> Route:
     digests = tuple(access.sha256 for access in tenant.spec.access.keys)
-    return Route(key.namespace, key.name, tenant.metadata.name, digests, (), endpoints=key.name)
+    hold = hold_of(service)
+    return Route(
+        key.namespace,
+        key.name,
+        tenant.metadata.name,
+        digests,
+        (),
+        endpoints=key.name,
+        hold_s=float(hold.timeout_seconds) if hold else 0.0,
+        max_held=hold.max_requests if hold else 0,
+    )
+
+
+def hold_of(service: InferenceService) -> Hold | None:
+    """How requests wait for the service; None where it never sleeps, and nobody would wake it."""
+    scaling = service.spec.scaling
+    return scaling.hold if scaling is not None and not service.spec.suspend and lowest_minimum(scaling) == 0 else None
