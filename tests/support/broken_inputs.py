@@ -274,7 +274,7 @@ BROKEN_INPUTS: dict[str, list[Expected]] = {
             12,
             "spec.namespace",
             "an unknown field (did you mean namespaces?)",
-            "one of the fields namespaces, quota, allowedTiers, subjects,",
+            "one of the fields namespaces, quota,",
         ),
     ],
     "several-gpus.yaml": [

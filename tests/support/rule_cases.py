@@ -83,6 +83,12 @@ def _subjects(*subjects: Manifest) -> tuple[Manifest, ...]:
     return tuple(tenant_of({"subjects": [subject]}) for subject in subjects)
 
 
+def _lends(limit: object) -> Manifest:
+    gpus = {"name": "h200", "nominal": 4, "lendingLimit": limit}
+    listed = {key: value for key, value in gpus.items() if value is not REMOVED}
+    return tenant_of({"cohort": "research", "quota.gpus": [listed]})
+
+
 def _scaled(minimum: int, maximum: int, floor: int = 1) -> Manifest:
     return service({"scaling": {"minReplicas": minimum, "maxReplicas": maximum}, "rollout.minAvailable": floor})
 
@@ -419,6 +425,28 @@ _TENANT_CASES = (
             tenant_of({"subjects": [_ACCOUNT, {**_ACCOUNT, "role": "Viewer"}]}),
         ),
         (tenant_of({"subjects": [_ACCOUNT, _ACCOUNT]}),),
+    ),
+    RuleCase(
+        "lending is within nominal",
+        tenant.LENDING_IS_WITHIN_NOMINAL,
+        "spec.quota.gpus[0].lendingLimit",
+        tuple(_lends(limit) for limit in (0, 4, REMOVED)),
+        (_lends(5),),
+    ),
+    RuleCase(
+        "limits need a cohort",
+        tenant.LIMITS_NEED_A_COHORT,
+        "spec.cohort",
+        (
+            tenant_of({"cohort": "research", "quota.gpus": [{"name": "h200", "nominal": 1, "borrowingLimit": 0}]}),
+            tenant_of({"quota.gpus": [{"name": "h200", "nominal": 1}]}),
+            tenant_of({"cohort": ""}),
+        ),
+        tuple(
+            tenant_of({**cohort, "quota.gpus": [{"name": "h200", "nominal": 1, limit: 1}]})
+            for limit in ("borrowingLimit", "lendingLimit")
+            for cohort in ({}, {"cohort": ""})
+        ),
     ),
     RuleCase(
         "key digests are distinct",

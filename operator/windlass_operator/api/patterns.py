@@ -10,6 +10,7 @@ from typing import Final
 _POSITIVE: Final = r"([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)"
 
 DNS_LABEL: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DNS_LABEL_OR_EMPTY: Final = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$"
 QUANTITY: Final = rf"^{_POSITIVE}(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 BYTES: Final = rf"^{_POSITIVE}(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 LABEL_KEY: Final = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
@@ -29,6 +30,7 @@ SHA256: Final = r"^[0-9a-f]{64}$"
 
 WORDS: Final = {
     DNS_LABEL: "lower-case letters, digits and dashes, beginning and ending with a letter or digit",
+    DNS_LABEL_OR_EMPTY: "nothing, or lower-case letters, digits and dashes, with a letter or digit at both ends",
     QUANTITY: 'a positive quantity such as "4", "500m" or "16Gi"',
     BYTES: 'a positive size such as "8Gi" or "500M"',
     LABEL_KEY: "a label key: letters, digits, '-', '_' and '.', with an optional DNS prefix and '/'",

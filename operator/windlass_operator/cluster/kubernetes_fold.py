@@ -5,6 +5,7 @@ Pure.
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from windlass_operator.api.v1alpha1.inference_service import Failure
 from windlass_operator.cluster.kubernetes_compare import parse_quantity
 from windlass_operator.cluster.kubernetes_kinds import OWNER
 from windlass_operator.domain import labels
-from windlass_operator.domain.snapshot import Key, Node, Workload
+from windlass_operator.domain.snapshot import Key, Node, Taking, TakingCause, Workload
 
 Json = Mapping[str, Any]
 
@@ -23,6 +24,7 @@ STARTING: Final = frozenset({"ContainerCreating", "PodInitializing"})
 """Waiting reasons that are the normal way to start."""
 AMBIGUOUS: Final = "AmbiguousSelector"
 """Reason of an autoscaler that met another one on the same pods."""
+_TAKING: Final = re.compile(rf"(\d{{1,12}}):(\d{{1,6}}):(\d{{1,6}}):({'|'.join(TakingCause)})")
 OWN_KINDS: Final = frozenset({"InferenceService", "Tenant", "GPUClass"})
 
 
@@ -97,6 +99,7 @@ def fold_workload(
         foreign_scaler=_foreign_scaler(autoscaler),
         startup_s=_startup_s(staying),
         last_failure=_last_failure(pods),
+        takings=_takings(deployment),
     )
 
 
@@ -105,6 +108,13 @@ def fold_remnants(pods: Sequence[Json]) -> Workload | None:
     held = [pod for pod in pods if _phase(pod) not in FINISHED and labels.GPU_CLASS in _labels(pod)]
     devices = sum(_devices(pod.get("spec", {})) for pod in held)
     return Workload(gpu_class=_labels(held[0])[labels.GPU_CLASS], devices=devices) if devices else None
+
+
+def _takings(deployment: Json) -> tuple[Taking, ...]:
+    """Read what `render.workload` wrote; words that say nothing to us are passed over."""
+    text = str((deployment["metadata"].get("annotations") or {}).get(labels.TAKINGS, ""))
+    found = (_TAKING.fullmatch(word) for word in text.split())
+    return tuple(Taking(int(one[1]), int(one[2]), int(one[3]), TakingCause(one[4])) for one in found if one is not None)
 
 
 def _labels(manifest: Json) -> Mapping[str, str]:

@@ -11,13 +11,17 @@ from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.decision import Decision, Refusal, decide
 from windlass_operator.domain.fleet import Platform
-from windlass_operator.domain.fleet_view import FleetView
+from windlass_operator.domain.fleet_view import FleetView, circle_of
 from windlass_operator.domain.gpu_class import Candidate, Ranking, describe, rank_classes, refuse_ranking
 from windlass_operator.domain.model_source import check_volume, parse_source
+from windlass_operator.domain.preemption import allowance, told
 from windlass_operator.domain.priority import check_tier
 from windlass_operator.domain.quantity import parse_bytes
-from windlass_operator.domain.quota import Grant, Request, share_quota
+from windlass_operator.domain.quota import Grant, Request, Terms, Wait
+from windlass_operator.domain.quota_report import QuotaVerdict, explain_grant, judge_grant, refuse_grant
+from windlass_operator.domain.quota_use import class_terms
 from windlass_operator.domain.scaling import ReplicaRange, check_scaling, replica_range
+from windlass_operator.domain.sharing import share_cohort
 from windlass_operator.domain.snapshot import Key
 from windlass_operator.domain.tenancy import check_tenancy
 
@@ -36,6 +40,8 @@ class Admission:
     """The class it runs on; None on CPUs."""
     grant: Grant | None = None
     """Its share of the tenant's GPUs; None where no quota applies."""
+    quota: QuotaVerdict | None = None
+    """What the quota says about it; None where none applies."""
     limited: bool = False
     """True: it runs, with fewer replicas than it asks for."""
     decisions: tuple[Decision, ...] = ()
@@ -92,16 +98,16 @@ def _check_memory(service: InferenceService) -> Refusal | None:
 
 
 def admit(service: InferenceService, view: FleetView) -> Admission:
-    """Decide for one service, with all others of its tenant in view."""
+    """Decide for one service, with all others that share its GPUs in view."""
     wanted = replica_range(service.spec, view.settings.platform)
     refusal = check_service(service, view)
     if refusal is not None:
-        return Admission(refusal, 0)
+        return Admission(refusal, 0, grant=_grant_of_refused(service, view))
     if service.spec.accelerator is None:
         return _admit_on_cpu(wanted, "spec.accelerator is not set")
     ranking = _rank(service, view)
     if not ranking.candidates:
-        return Admission(refuse_ranking(ranking), 0)
+        return Admission(refuse_ranking(ranking), 0, grant=_grant_of_refused(service, view))
     if view.settings.platform is Platform.LOCAL and not any(candidate.nodes for candidate in ranking.candidates):
         reason = "this machine carries no GPU of the listed classes, so replicas compute on its CPU"
         return _admit_on_cpu(wanted, reason)
@@ -110,6 +116,13 @@ def admit(service: InferenceService, view: FleetView) -> Admission:
         best = ranking.candidates[0]
         return Admission(None, wanted.most, best, decisions=(_explain_choice(best, ranking, service, view),))
     return _admit_within_quota(ranking, _grants(tenant, view)[key_of(service)], service, view)
+
+
+def _grant_of_refused(service: InferenceService, view: FleetView) -> Grant | None:
+    """Its share of the quota as long as its pods hold devices."""
+    key = key_of(service)
+    tenant = view.tenant_of(key.namespace)
+    return _grants(tenant, view).get(key) if tenant is not None and view.workload_of(key).devices else None
 
 
 def _admit_on_cpu(wanted: ReplicaRange, reason: str) -> Admission:
@@ -121,36 +134,65 @@ def _rank(service: InferenceService, view: FleetView) -> Ranking:
 
 
 def _admit_within_quota(ranking: Ranking, grant: Grant, service: InferenceService, view: FleetView) -> Admission:
-    tenant = view.tenant_of(key_of(service).namespace)
+    key = key_of(service)
+    tenant, workload = view.tenant_of(key.namespace), view.workload_of(key)
     assert tenant is not None
-    if grant.replicas == 0 and grant.least > 0:
-        return Admission(_refuse_quota(ranking, grant, tenant), 0)
+    others = tuple(candidate.name for candidate in ranking.candidates if candidate.name != grant.gpu_class)
+    cause = grant.cause or (workload.takings[-1].cause if workload.takings else None)
+    refusal = refuse_grant(grant, tenant, others, cause)
+    verdict = judge_grant(grant, tenant, refusal)
+    stopped = grant.replicas == 0 and grant.least > 0
+    if stopped and not grant.taken and not workload.takings:
+        return Admission(refusal, 0, grant=grant, quota=verdict)
     chosen = next(candidate for candidate in ranking.candidates if candidate.name == grant.gpu_class)
     return Admission(
-        refusal=_limit(grant, tenant) if grant.short else None,
+        refusal=refusal,
         replicas=grant.replicas,
         candidate=chosen,
         grant=grant,
+        quota=verdict,
         limited=grant.short,
-        decisions=(_explain_choice(chosen, ranking, service, view), _explain_grant(grant, tenant)),
+        decisions=(_explain_choice(chosen, ranking, service, view), explain_grant(grant, tenant)),
     )
 
 
 def _grants(tenant: Tenant, view: FleetView) -> Mapping[Key, Grant]:
-    name = tenant.metadata.name
-    if name not in view.grants:
-        nominal = {gpu.name: gpu.nominal for gpu in tenant.spec.quota.gpus}
-        view.grants[name] = share_quota(_requests(tenant, view), nominal)
-    return view.grants[name]
+    circle = circle_of(tenant)
+    if circle not in view.grants:
+        members = view.members(circle)
+        requests = [request for member in members for request in _requests(member, view)]
+        grants = view.grants[circle] = share_cohort([_terms(member, view) for member in members], requests)
+        if any(grant.wait is Wait.ALLOWANCE for grant in grants.values()):
+            view.waits_for_budget.add(circle)
+    return view.grants[circle]
+
+
+def _terms(tenant: Tenant, view: FleetView) -> Terms:
+    spec = tenant.spec
+    return Terms(
+        tenant.metadata.name,
+        {gpu.name: class_terms(gpu) for gpu in spec.quota.gpus},
+        spec.cohort,
+        spec.weight,
+        _allowance(tenant, view),
+    )
+
+
+def _allowance(tenant: Tenant, view: FleetView) -> int | None:
+    budget = tenant.spec.preemption.max_replicas_per_hour
+    if budget is None:
+        return None
+    takings = (taking for key in view.services_of(tenant) for taking in view.workload_of(key).takings)
+    return allowance(budget, takings, view.now_s)
 
 
 def _requests(tenant: Tenant, view: FleetView) -> list[Request]:
     """One request per GPU service of the tenant that passes its own checks, and one for what others still hold."""
-    requests = (_request(key, service, view) for key, service in view.services_of(tenant).items())
+    requests = (_request(key, service, tenant, view) for key, service in view.services_of(tenant).items())
     return [request for request in requests if request is not None]
 
 
-def _request(key: Key, service: InferenceService, view: FleetView) -> Request | None:
+def _request(key: Key, service: InferenceService, tenant: Tenant, view: FleetView) -> Request | None:
     workload, accelerator = view.workload_of(key), service.spec.accelerator
     if accelerator is None and not workload.devices:
         return None
@@ -160,8 +202,13 @@ def _request(key: Key, service: InferenceService, view: FleetView) -> Request | 
         classes=(workload.gpu_class,),
         least=0,
         most=0,
+        devices_per_replica=max(1, workload.devices),
         held_class=workload.gpu_class,
         held_devices=workload.devices,
+        tenant=tenant.metadata.name,
+        tier=service.spec.tier,
+        floor=1,
+        fixed=True,
     )
     usable = accelerator is not None and check_service(service, view) is None
     candidates = _rank(service, view).candidates if usable else ()
@@ -175,33 +222,10 @@ def _request(key: Key, service: InferenceService, view: FleetView) -> Request | 
         devices_per_replica=accelerator.count,
         least=0 if leaving else wanted.least,
         most=0 if leaving else wanted.most,
+        floor=min(service.spec.rollout.min_available, wanted.least),
+        told=told(workload.wanted, workload.takings, view.now_s),
+        fixed=False,
     )
-
-
-def _refuse_quota(ranking: Ranking, grant: Grant, tenant: Tenant) -> Refusal:
-    name = tenant.metadata.name
-    others = [candidate.name for candidate in ranking.candidates if candidate.name != grant.gpu_class]
-    message = f"needs {grant.least * grant.devices_per_replica} x {grant.gpu_class}, {_use(grant, name)}"
-    if others:
-        message += f"; no room in {', '.join(others)} either"
-    return Refusal("QuotaExceeded", message, _ask_for_quota(name))
-
-
-def _limit(grant: Grant, tenant: Tenant) -> Refusal:
-    name = tenant.metadata.name
-    message = f"runs {grant.replicas} of {grant.least} replicas on {grant.gpu_class}, {_use(grant, name)} besides"
-    return Refusal("QuotaLimited", message, _ask_for_quota(name))
-
-
-def _ask_for_quota(tenant: str) -> str:
-    return (
-        f"Lower replicas here or in another service of {tenant}, "
-        f"or ask the platform team to raise spec.quota.gpus of Tenant {tenant}"
-    )
-
-
-def _use(grant: Grant, tenant: str) -> str:
-    return f"{tenant} uses {grant.used} of {grant.nominal}"
 
 
 def _explain_choice(chosen: Candidate, ranking: Ranking, service: InferenceService, view: FleetView) -> Decision:
@@ -215,9 +239,3 @@ def _explain_choice(chosen: Candidate, ranking: Ranking, service: InferenceServi
             reasons.append(f"not {candidate.name}: {describe(candidate, view.supply, workload)}")
     reasons += [f"not {skipped.name}: {skipped.reason}" for skipped in ranking.skipped]
     return decide("accelerator", chosen.name, "; ".join(reasons))
-
-
-def _explain_grant(grant: Grant, tenant: Tenant) -> Decision:
-    # Figures of other services stay out: they would rewrite this service's status whenever a neighbour scales.
-    devices = f"{grant.replicas * grant.devices_per_replica} x {grant.gpu_class}"
-    return decide("quota", devices, f"reserved of the {grant.nominal} that Tenant {tenant.metadata.name} may hold")

@@ -19,6 +19,8 @@ class Refusal:
     """What was expected and what was found, with numbers."""
     next_step: str
     """What the reader can do, as an order."""
+    passing: bool = False
+    """True: it ends by itself, so the object is on its way, not stuck."""
 
     def __str__(self) -> str:
         return f"{self.message}. {self.next_step}."

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
-from windlass_operator.api.v1alpha1.tenant import GpuUse, Isolation, Subject, Tenant
+from windlass_operator.api.v1alpha1.tenant import GpuQuota, GpuUse, Isolation, Subject, Tenant
 from windlass_operator.domain.decision import Decision, Refusal, decide
 from windlass_operator.domain.fleet import FleetSettings
+from windlass_operator.domain.fleet_view import FleetView
 from windlass_operator.domain.priority import denied_priority_classes
+from windlass_operator.domain.quota_use import count_use, most_devices
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.domain.supply import Supply
 from windlass_operator.domain.tenancy import plan_ownership
@@ -50,18 +52,27 @@ class GpuClassPlan:
 
 def plan_tenant(tenant: Tenant, snapshot: Snapshot, settings: FleetSettings) -> TenantPlan:
     """Decide what one tenant gets."""
-    verdicts = plan_ownership(tenant, snapshot.tenants, settings)
+    name = tenant.metadata.name
+    if snapshot.tenants.get(name) is not tenant:
+        snapshot = replace(snapshot, tenants={**snapshot.tenants, name: tenant})
+    return plan_tenant_in_view(tenant, FleetView(snapshot, settings))
+
+
+def plan_tenant_in_view(tenant: Tenant, view: FleetView) -> TenantPlan:
+    """Decide for a tenant of the view's snapshot; many tenants share the view's look-ups."""
+    snapshot = view.snapshot
+    verdicts = plan_ownership(tenant, snapshot.tenants, view.settings)
     namespaces = tuple(verdict.namespace for verdict in verdicts if verdict.problem is None)
     denied = denied_priority_classes(tenant)
     return TenantPlan(
         key=Key("Tenant", "", tenant.metadata.name),
         generation=tenant.metadata.generation,
         namespaces=namespaces,
-        hard=_plan_hard(tenant, snapshot.gpu_classes),
+        hard=_plan_hard(tenant, view),
         denied_priority_classes=denied,
         subjects=tuple(tenant.spec.subjects),
         isolation=tenant.spec.isolation,
-        gpus=_count_use(tenant, namespaces, snapshot),
+        gpus=count_use(tenant, view),
         services=sum((service.metadata.namespace or "default") in namespaces for service in snapshot.services.values()),
         decisions=_explain(tenant, namespaces, denied),
         problems=(
@@ -71,13 +82,13 @@ def plan_tenant(tenant: Tenant, snapshot: Snapshot, settings: FleetSettings) -> 
     )
 
 
-def _plan_hard(tenant: Tenant, gpu_classes: Mapping[str, GPUClass]) -> dict[str, str]:
+def _plan_hard(tenant: Tenant, view: FleetView) -> dict[str, str]:
     """Bounds of each namespace. Several classes can share one resource, so the planner alone tells classes apart."""
-    quota = tenant.spec.quota
+    quota, gpu_classes = tenant.spec.quota, view.snapshot.gpu_classes
     devices = {gpu_class.spec.resource: 0 for gpu_class in gpu_classes.values()}
     for gpu in quota.gpus:
         if gpu.name in gpu_classes:
-            devices[gpu_classes[gpu.name].spec.resource] += gpu.nominal
+            devices[gpu_classes[gpu.name].spec.resource] += most_devices(tenant, gpu.name, view)
     hard = {f"requests.{resource}": str(count) for resource, count in devices.items()}
     if quota.cpu is not None:
         hard["requests.cpu"] = quota.cpu
@@ -86,15 +97,6 @@ def _plan_hard(tenant: Tenant, gpu_classes: Mapping[str, GPUClass]) -> dict[str,
     if quota.services is not None:
         hard["count/inferenceservices.windlass.dev"] = str(quota.services)
     return dict(sorted(hard.items()))
-
-
-def _count_use(tenant: Tenant, namespaces: tuple[str, ...], snapshot: Snapshot) -> tuple[GpuUse, ...]:
-    nominal = {gpu.name: gpu.nominal for gpu in tenant.spec.quota.gpus}
-    used = dict.fromkeys(nominal, 0)
-    for key, workload in snapshot.workloads.items():
-        if key.namespace in namespaces and workload.gpu_class:
-            used[workload.gpu_class] = used.get(workload.gpu_class, 0) + workload.devices
-    return tuple(GpuUse(name=name, nominal=nominal.get(name, 0), used=count) for name, count in sorted(used.items()))
 
 
 def _unknown_classes(tenant: Tenant, snapshot: Snapshot) -> tuple[Refusal, ...]:
@@ -124,6 +126,10 @@ def _explain(tenant: Tenant, namespaces: tuple[str, ...], denied: tuple[str, ...
             else "only services are protected, by their own policies",
         ),
     ]
+    if tenant.spec.cohort:
+        limits = ", ".join(_limits(gpu) for gpu in tenant.spec.quota.gpus) or "nothing"
+        reason = f"{limits}; of what is lent it is due {tenant.spec.weight} parts"
+        decisions.append(decide("cohort", tenant.spec.cohort, reason))
     if denied:
         decisions.append(
             decide(
@@ -133,6 +139,12 @@ def _explain(tenant: Tenant, namespaces: tuple[str, ...], denied: tuple[str, ...
             )
         )
     return tuple(decisions)
+
+
+def _limits(gpu: GpuQuota) -> str:
+    borrow = "any number" if gpu.borrowing_limit is None else f"up to {gpu.borrowing_limit}"
+    lend = "all" if gpu.lending_limit is None else f"up to {gpu.lending_limit}"
+    return f"borrows {borrow} and lends {lend} of {gpu.name}"
 
 
 def plan_gpu_class(gpu_class: GPUClass, snapshot: Snapshot) -> GpuClassPlan:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.fleet import FleetSettings
+from windlass_operator.domain.preemption import BUDGET_S
 from windlass_operator.domain.quota import Grant
 from windlass_operator.domain.schedule import apply_schedules, next_change_of_all
 from windlass_operator.domain.snapshot import Key, Snapshot, Workload
@@ -19,6 +20,14 @@ from windlass_operator.domain.supply import Supply
 from windlass_operator.domain.tenancy import owners
 
 _NOTHING_RUNS = Workload()
+
+Circle = tuple[str, str]
+"""Who shares GPUs: ("cohort", its name), or ("tenant", its name) for a tenant without a cohort."""
+
+
+def circle_of(tenant: Tenant) -> Circle:
+    """With whom a tenant shares GPUs."""
+    return ("cohort", tenant.spec.cohort) if tenant.spec.cohort else ("tenant", tenant.metadata.name)
 
 
 class FleetView:
@@ -31,15 +40,23 @@ class FleetView:
         self.now = now
         self.settings = settings
         self.supply = Supply(snapshot)
-        self.grants: dict[str, Mapping[Key, Grant]] = {}
-        """Shares of each tenant's quota, filled by the first plan that needs them."""
+        self.grants: dict[Circle, Mapping[Key, Grant]] = {}
+        """Shares of each circle's GPUs, filled by the first plan that needs them."""
+        self.waits_for_budget: set[Circle] = set()
+        """Circles in which a tenant waits until budgets allow to take more, filled together with `grants`."""
 
     def advance_to(self, now: datetime.datetime) -> bool:
-        """Become the view of a later moment; False where a schedule begins or ends before it, so that this one ends."""
-        if self.now is None or now < self.now or (self._changes is not None and now >= self._changes):
+        """Become the view of a later moment; False where a schedule or a budget changes before it and ends this one."""
+        changes = [change for change in (self._changes, self.budgets_change_at) if change is not None]
+        if self.now is None or now < self.now or any(now >= change for change in changes):
             return False
         self.now = now
         return True
+
+    @property
+    def now_s(self) -> float:
+        """The moment in seconds since 1970, from which budgets of taken replicas count; 0.0 without one."""
+        return 0.0 if self.now is None else self.now.timestamp()
 
     def tenant_of(self, namespace: str) -> Tenant | None:
         """The Tenant that owns a namespace."""
@@ -52,6 +69,40 @@ class FleetView:
     def services_of(self, tenant: Tenant) -> Mapping[Key, InferenceService]:
         """Services in the namespaces a Tenant owns."""
         return self._services.get(tenant.metadata.name, {})
+
+    def held_by(self, tenant: str) -> Mapping[str, int]:
+        """Devices that pods of a tenant hold or wait for, per class."""
+        return self._held.get(tenant, {})
+
+    @functools.cached_property
+    def _held(self) -> Mapping[str, Mapping[str, int]]:
+        held: dict[str, dict[str, int]] = {}
+        for key, workload in self.snapshot.workloads.items():
+            tenant = self.tenant_of(key.namespace)
+            if tenant is not None and workload.gpu_class:
+                classes = held.setdefault(tenant.metadata.name, {})
+                classes[workload.gpu_class] = classes.get(workload.gpu_class, 0) + workload.devices
+        return held
+
+    def members(self, circle: Circle) -> Sequence[Tenant]:
+        """Tenants that share GPUs, in the order of their names."""
+        return self._circles.get(circle, ())
+
+    @functools.cached_property
+    def _circles(self) -> Mapping[Circle, Sequence[Tenant]]:
+        circles: dict[Circle, list[Tenant]] = {}
+        for _, tenant in sorted(self.snapshot.tenants.items()):
+            circles.setdefault(circle_of(tenant), []).append(tenant)
+        return circles
+
+    @functools.cached_property
+    def budgets_change_at(self) -> datetime.datetime | None:
+        """When the oldest taken replica that counts against a budget counts no more; None without one."""
+        if self.now is None:
+            return None
+        ends = [taking.at_s + BUDGET_S for workload in self.snapshot.workloads.values() for taking in workload.takings]
+        later = [end for end in ends if end > self.now_s]
+        return datetime.datetime.fromtimestamp(min(later), datetime.UTC) if later else None
 
     @functools.cached_property
     def _changes(self) -> datetime.datetime | None:

@@ -29,6 +29,8 @@ GPU_CLASS: Final = f"{GROUP}/gpu-class"
 """On pod templates: the GPUClass they ask for; shells read `Workload.gpu_class` from it."""
 
 CONFIG_HASH: Final = f"{GROUP}/config-hash"
+TAKINGS: Final = f"{GROUP}/takings"
+"""On Deployments: replicas that quota decisions took; shells read `Workload.takings` from it."""
 PRUNE: Final = f"{GROUP}/prune"
 PRUNE_NEVER: Final = "never"
 

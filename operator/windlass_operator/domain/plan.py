@@ -16,14 +16,22 @@ from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.admission import Admission, admit, key_of
 from windlass_operator.domain.decision import Decision, Refusal
 from windlass_operator.domain.fleet import FleetSettings, Platform
-from windlass_operator.domain.fleet_plan import GpuClassPlan, TenantPlan, plan_gpu_class, plan_tenant
-from windlass_operator.domain.fleet_view import FleetView
+from windlass_operator.domain.fleet_plan import (
+    GpuClassPlan,
+    TenantPlan,
+    plan_gpu_class,
+    plan_tenant,
+    plan_tenant_in_view,
+)
+from windlass_operator.domain.fleet_view import FleetView, circle_of
 from windlass_operator.domain.gpu_class import GpuChoice, choose
 from windlass_operator.domain.model_source import ModelSource, SourceKind, explain_source, parse_source
 from windlass_operator.domain.pod_overlay import guard_overlay
 from windlass_operator.domain.precision import choose_precision
+from windlass_operator.domain.preemption import is_recent
 from windlass_operator.domain.priority import explain_priority, priority_class_of
 from windlass_operator.domain.quantity import parse_bytes
+from windlass_operator.domain.quota_report import QuotaVerdict
 from windlass_operator.domain.rollout import (
     RolloutPlan,
     explain_disruptions,
@@ -40,7 +48,7 @@ from windlass_operator.domain.scaling import (
     plan_scaling,
 )
 from windlass_operator.domain.schedule import describe_bounds, next_change
-from windlass_operator.domain.snapshot import Key, Snapshot, Workload
+from windlass_operator.domain.snapshot import Key, Snapshot, Taking, Workload
 from windlass_operator.domain.tenancy import explain_tenancy, owned_namespaces
 
 __all__ = [
@@ -53,7 +61,11 @@ __all__ = [
     "plan_service",
     "plan_services",
     "plan_tenant",
+    "plan_tenant_in_view",
 ]
+
+
+_MOST_TAKINGS = 63
 
 
 class Action(enum.StrEnum):
@@ -94,10 +106,15 @@ class ServicePlan:
     decisions: tuple[Decision, ...]
     refusal: Refusal | None = None
     """Why the service does not run as its spec says; with action Apply it runs with fewer replicas."""
+    quota: QuotaVerdict | None = None
+    """What the tenant's quota says; None where none applies."""
+    takings: tuple[Taking, ...] = ()
+    """What quota decisions took from the service, with what this plan takes."""
     address: str = ""
     """Base URL of the OpenAI-compatible API inside the cluster; empty on one machine, where the gateway knows it."""
     plan_again_at: datetime.datetime | None = None
-    """When the same world gives another plan: a schedule begins or ends, or a fallback comes due."""
+    """When the same world gives another plan: a schedule begins or ends, a fallback comes due, or a budget allows more.
+    """
 
     @property
     def runnable(self) -> bool:
@@ -166,8 +183,10 @@ def plan_in_view(service: InferenceService, view: FleetView) -> ServicePlan:
         suspended=spec.suspend,
         decisions=tuple(decisions),
         refusal=verdict.refusal,
+        quota=verdict.quota,
+        takings=_record_takings(verdict, workload, view.now_s),
         address=_address(key, settings),
-        plan_again_at=_plan_again_at(observed, view.now),
+        plan_again_at=_plan_again_at(observed, view),
     )
 
 
@@ -188,11 +207,13 @@ def _hours(service: InferenceService, view: FleetView) -> str:
     return "" if service.spec.scaling is None else describe_bounds(service.spec.scaling, view.now)
 
 
-def _plan_again_at(service: InferenceService, now: datetime.datetime | None) -> datetime.datetime | None:
-    scaling = service.spec.scaling
-    if now is None or scaling is None:
-        return None
-    moments = (next_change(scaling, now), fallback_due_at(scaling, service.status, now))
+def _plan_again_at(service: InferenceService, view: FleetView) -> datetime.datetime | None:
+    scaling, now, tenant = service.spec.scaling, view.now, view.tenant_of(key_of(service).namespace)
+    moments: list[datetime.datetime | None] = []
+    if now is not None and scaling is not None:
+        moments += [next_change(scaling, now), fallback_due_at(scaling, service.status, now)]
+    if service.spec.accelerator is not None and tenant is not None and circle_of(tenant) in view.waits_for_budget:
+        moments.append(view.budgets_change_at)
     return min((moment for moment in moments if moment is not None), default=None)
 
 
@@ -208,8 +229,18 @@ def _choose_action(service: InferenceService, verdict: Admission, workload: Work
     if _carried_out(verdict):
         return Action.APPLY
     runs = workload.replicas > 0 or workload.wanted > 0
-    # Suspending must stop a service, also one that would be refused.
-    return Action.HOLD if runs and not service.spec.suspend else Action.REMOVE
+    reclaimed = verdict.grant is not None and verdict.grant.cause is not None
+    # Suspending must stop a service, also one that would be refused; and what others are due must come back.
+    return Action.HOLD if runs and not service.spec.suspend and not reclaimed else Action.REMOVE
+
+
+def _record_takings(verdict: Admission, workload: Workload, now_s: float) -> tuple[Taking, ...]:
+    """Add what is taken now. What is too old to count goes only when something is added: time alone writes nothing."""
+    grant = verdict.grant
+    if grant is None or not grant.taken or grant.cause is None:
+        return workload.takings
+    recent = tuple(taking for taking in workload.takings if is_recent(taking, now_s))
+    return (*recent[-_MOST_TAKINGS:], Taking(int(now_s), grant.taken, grant.replicas, grant.cause))
 
 
 def _gpu_choice(service: InferenceService, verdict: Admission) -> GpuChoice | None:

@@ -1,17 +1,61 @@
-"""Share a tenant's GPUs among its services. Plain arithmetic on values: equal requests give equal grants, in any order.
-
-Three rounds over the services from oldest to newest: what replicas hold stays theirs; then each gets what it needs to
-run at all (a newcomer all of it or nothing, a running service as much as there is); then autoscalers may grow into the
-rest, in turns. So nobody's running replicas make room for a newcomer, and the sum never exceeds the quota, unless the
-quota was lowered below what runs.
-"""
+"""Values of sharing GPUs: what a tenant may have, what a service wants, what it gets. `sharing` decides on them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
 
-from windlass_operator.domain.snapshot import Key
+from windlass_operator.api.v1alpha1.inference_service import Tier
+from windlass_operator.domain.snapshot import Key, Taking, TakingCause
+
+__all__ = ["URGENCY", "ClassTerms", "Grant", "Request", "Taking", "TakingCause", "Terms", "Wait"]
+
+URGENCY: Final = {tier: place for place, tier in enumerate((Tier.REALTIME, Tier.STANDARD, Tier.BATCH))}
+"""Tiers in the order they are served; a higher number yields to a lower one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTerms:
+    """What one tenant may have of one class."""
+
+    nominal: int
+    """Devices that are its own."""
+    borrowing_limit: int | None = None
+    """Devices beyond its own that it may borrow; None: as many as others lend."""
+    lending_limit: int | None = None
+    """Devices of its own that others may use while it does not; None: all."""
+
+    @property
+    def lendable(self) -> int:
+        """Devices that others may use while the tenant does not."""
+        return self.nominal if self.lending_limit is None else min(self.nominal, self.lending_limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one tenant may have. A tenant without a cohort shares with nobody."""
+
+    tenant: str
+    classes: Mapping[str, ClassTerms]
+    """A class that is not listed may neither be used nor borrowed."""
+    cohort: str = ""
+    weight: int = 1
+    """How large a part of what is lent the tenant is due, against others."""
+    allowance: int | None = None
+    """Replicas that others' claims may still take from it now; None: no limit."""
+
+
+class Wait(enum.StrEnum):
+    """What a service waits for that has less than it needs."""
+
+    ROOM = "Room"
+    """The quota has no room; somebody must change something."""
+    RETURN = "Return"
+    """Devices are being taken back for it; waiting helps."""
+    ALLOWANCE = "Allowance"
+    """Devices are its own, and taking more replicas must wait for the budget of those who hold them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +75,35 @@ class Request:
     held_class: str = ""
     held_devices: int = 0
     """Devices its pods hold or wait for, of `held_class`."""
+    tenant: str = ""
+    tier: Tier = Tier.STANDARD
+    floor: int = 0
+    """Replicas that are promised to stay ready; kept as far as the tenant's own devices cover them."""
+    told: int | None = None
+    """Replicas it has been told to run; more of them are on their way out, and taking those costs no budget. None: as
+    many as it holds."""
+    fixed: bool = False
+    """True: its spec cannot be carried out now, so what runs stays as it is, or goes as a whole."""
+
+    @property
+    def held(self) -> int:
+        """Replicas its pods make up."""
+        return self.held_devices // self.devices_per_replica
+
+    @property
+    def kept(self) -> int:
+        """Replicas among those that it may go on running, as far as its own spec goes."""
+        return self.held if self.fixed else min(self.held, self.most)
+
+    @property
+    def leaving_devices(self) -> int:
+        """Devices of pods that its own spec lets go."""
+        return self.held_devices - self.kept * self.devices_per_replica
+
+    @property
+    def moves(self) -> bool:
+        """Whether it runs in a class that it should leave."""
+        return self.kept > 0 and not self.fixed and self.held_class != self.classes[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,108 +116,27 @@ class Grant:
     least: int
     """What it asked for to run at all."""
     used: int
-    """Devices of the class that were reserved for other services when this one's turn came."""
+    """Devices of the class that were reserved for other services of the tenant when this one's turn came."""
     nominal: int
-    """Quota of the class."""
+    """The tenant's own devices of the class."""
     spare_devices: int
-    """Devices of the class that no pod of the tenant holds or waits for now: what a rollout may borrow."""
+    """Devices of the class that the tenant could take now: what a rollout may use."""
     devices_per_replica: int = 1
+    cohort: str = ""
+    borrowing_limit: int | None = 0
+    """Of the class; None: as many as others lend. 0 without a cohort."""
+    lendable: int = 0
+    """Devices that the cohort could lend when this one's turn came."""
+    borrowed: int = 0
+    """Devices of this grant that are the cohort's, not the tenant's own."""
+    taken: int = 0
+    """Replicas that this decision takes from it and that were not counted before."""
+    cause: TakingCause | None = None
+    """For whom replicas are taken; None: none are."""
+    wait: Wait = Wait.ROOM
+    """What it waits for, if it is short."""
 
     @property
     def short(self) -> bool:
         """Whether the quota gives less than the service needs."""
         return self.replicas < self.least
-
-
-class Ledger:
-    """Devices reserved per class. Guards: a reservation never takes more than is free."""
-
-    def __init__(self, nominal: Mapping[str, int], requests: Iterable[Request]) -> None:
-        self._nominal = dict(nominal)
-        self._reserved: dict[str, dict[Key, int]] = {}
-        for request in requests:
-            if request.held_devices:
-                self._reserved.setdefault(request.held_class, {})[request.key] = request.held_devices
-        self._held = {gpu_class: sum(owners.values()) for gpu_class, owners in self._reserved.items()}
-        self._totals = dict(self._held)
-
-    def nominal(self, gpu_class: str) -> int:
-        """Quota of a class; a class that is not listed grants nothing."""
-        return self._nominal.get(gpu_class, 0)
-
-    def spare(self, gpu_class: str) -> int:
-        """Devices of the quota that no pod holds or waits for."""
-        return max(0, self.nominal(gpu_class) - self._held.get(gpu_class, 0))
-
-    def room(self, request: Request, gpu_class: str) -> int:
-        """Replicas the request may have in the class, with what it has reserved there already."""
-        own = self._own(request.key, gpu_class)
-        free = self.nominal(gpu_class) - self.used_by_others(request.key, gpu_class)
-        return max(own, free) // request.devices_per_replica
-
-    def used_by_others(self, key: Key, gpu_class: str) -> int:
-        """Devices of the class reserved for every other service."""
-        return self._totals.get(gpu_class, 0) - self._own(key, gpu_class)
-
-    def reserve(self, request: Request, gpu_class: str, replicas: int) -> None:
-        """Raise the request's reservation. What its pods hold beyond that stays counted until they are gone."""
-        assert replicas <= self.room(request, gpu_class)
-        more = replicas * request.devices_per_replica - self._own(request.key, gpu_class)
-        if more > 0:
-            self._reserved.setdefault(gpu_class, {})[request.key] = replicas * request.devices_per_replica
-            self._totals[gpu_class] = self._totals.get(gpu_class, 0) + more
-
-    def _own(self, key: Key, gpu_class: str) -> int:
-        return self._reserved.get(gpu_class, {}).get(key, 0)
-
-
-def share_quota(requests: Iterable[Request], nominal: Mapping[str, int]) -> dict[Key, Grant]:
-    """Give every request its class and its number of replicas; 0 replicas means refused unless it asked for none."""
-    ordered = sorted(requests, key=lambda request: (request.created, request.key))
-    ledger = Ledger(nominal, ordered)
-    grants = {request.key: _grant_least(request, ledger) for request in ordered}
-    _grow(ordered, grants, ledger)
-    return grants
-
-
-def _grow(ordered: Iterable[Request], grants: dict[Key, Grant], ledger: Ledger) -> None:
-    """Deal the rest out one replica at a time, so that the oldest autoscaler does not take all of it."""
-    growing = [request for request in ordered if not grants[request.key].short]
-    while growing:
-        growing = [request for request in growing if _grow_by_one(request, grants, ledger)]
-
-
-def _grow_by_one(request: Request, grants: dict[Key, Grant], ledger: Ledger) -> bool:
-    grant = grants[request.key]
-    wanted = grant.replicas + 1
-    if wanted > request.most or wanted > ledger.room(request, grant.gpu_class):
-        return False
-    ledger.reserve(request, grant.gpu_class, wanted)
-    grants[request.key] = replace(grant, replicas=wanted)
-    return True
-
-
-def _grant_least(request: Request, ledger: Ledger) -> Grant:
-    preferred = request.classes[0]
-    if request.held_class == preferred and request.held_devices:
-        held = request.held_devices // request.devices_per_replica
-        needed = max(held, min(request.least, ledger.room(request, preferred)))
-        return _grant(request, ledger, preferred, min(request.most, needed))
-    for gpu_class in request.classes:
-        if request.least <= ledger.room(request, gpu_class):
-            return _grant(request, ledger, gpu_class, request.least)
-    return _grant(request, ledger, preferred, 0)
-
-
-def _grant(request: Request, ledger: Ledger, gpu_class: str, replicas: int) -> Grant:
-    ledger.reserve(request, gpu_class, replicas)
-    used = ledger.used_by_others(request.key, gpu_class)
-    return Grant(
-        gpu_class,
-        replicas,
-        request.least,
-        used,
-        ledger.nominal(gpu_class),
-        ledger.spare(gpu_class),
-        request.devices_per_replica,
-    )

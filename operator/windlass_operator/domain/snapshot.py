@@ -5,6 +5,7 @@ A Snapshot is cheap: mappings are shared with the cluster's cache, which replace
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -38,6 +39,29 @@ class Node:
     schedulable: bool = True
 
 
+class TakingCause(enum.StrEnum):
+    """For whom replicas were taken from a service."""
+
+    LENDER = "Lender"
+    """A tenant of the cohort wants its own devices back."""
+    TIER = "Tier"
+    """A service of the same tenant with a higher tier."""
+    SHARE = "Share"
+    """A tenant of the cohort that borrows less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """Replicas taken from a service at one time, so that others could have its devices."""
+
+    at_s: int
+    """Seconds since 1970."""
+    replicas: int
+    left: int
+    """Replicas it was left with."""
+    cause: TakingCause
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """What runs for one service now, folded from its Deployment, pods and autoscaler."""
@@ -68,6 +92,9 @@ class Workload:
     foreign_scaler: str = ""
     """An autoscaler of somebody else that drives the same Deployment, as `Kind name`."""
     last_failure: Failure | None = None
+    takings: tuple[Taking, ...] = ()
+    """What quota decisions took from it, oldest first. Stored with the workload, in the write that took the replicas,
+    so that budgets outlive a restart and never count what did not happen."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Turn a plan and what runs into the status that users, GitOps tools and autoscalers read.
 
-`Ready` is the one summary. `Admitted`, `WorkloadReady` and, with an autoscaler, `ScalingActive` say which part is
-missing. `Reconciling` and `Stalled` exist only while work is under way or only a person can help; they are never False.
+`Ready` is the one summary. `Admitted`, `WorkloadReady`, for GPUs under a quota `QuotaAdmitted` and with an autoscaler
+`ScalingActive` say which part is missing. `Reconciling` and `Stalled` exist only while work is under way or only a
+person can help; they are never False.
 
 `Ready` is True when the object is as its spec says and the newest revision takes requests. A suspended service, or one
 with zero replicas, is therefore Ready once its pods are gone (reasons `Suspended`, `ScaledToZero`): nothing is missing,
@@ -87,6 +88,8 @@ def judge_workload(plan: ServicePlan, runs: Workload) -> Finding:
 def _judge_empty(plan: ServicePlan, runs: Workload) -> Finding:
     if runs.replicas > 0:
         return Finding(False, "Draining", f"{_count(runs.replicas)} finishing their requests")
+    if plan.refusal is not None:
+        return Finding(False, "NotAdmitted", "nothing runs")
     if plan.suspended:
         return Finding(True, "Suspended", "spec.suspend is true, nothing runs")
     if plan.scaling is not None:
@@ -137,12 +140,14 @@ def _service_conditions(
             "; ".join(problems) or finding.message,
         ),
     ]
+    if plan.quota is not None:
+        conditions.append(_condition("QuotaAdmitted", plan.quota.admitted, plan.quota.reason, plan.quota.message))
     if plan.action is Action.APPLY and plan.scaling is not None:
         conditions.append(_scaling_active(plan.scaling, runs))
     summary = conditions[0]
-    if plan.refusal is not None or problems:
+    if problems or (plan.refusal is not None and not plan.refusal.passing):
         conditions.append(_condition("Stalled", True, summary.reason, summary.message))
-    elif not finding.ready:
+    elif plan.refusal is not None or not finding.ready:
         conditions.append(_condition("Reconciling", True, summary.reason, summary.message))
     return conditions
 

@@ -95,7 +95,7 @@ class Reconciler:
         tenant = snapshot.tenants.get(key.name)
         if tenant is None or tenant.metadata.deletion_timestamp:
             return Reconciliation(Result.GONE)
-        plan = planning.plan_tenant(tenant, snapshot, self._settings)
+        plan = planning.plan_tenant_in_view(tenant, self._view_of(snapshot, self._wall_clock()))
         applied = await self._cluster.apply(key, render_tenant(plan, self._settings))
         status = reporting.plan_tenant_status(plan, tenant.status, self._now(), _texts(applied))
         return _conclude(applied, await self._cluster.report(key, reporting.status_document(status)))

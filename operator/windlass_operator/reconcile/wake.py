@@ -6,7 +6,7 @@ What must not happen is a ring: objects that only report (a service's status) wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
@@ -57,7 +57,7 @@ def _dependents(key: Key, snapshot: Snapshot) -> Iterator[Key]:
 
 
 def _wake_for_service(key: Key, snapshot: Snapshot) -> Iterator[Key]:
-    """Its tenant counts it, the classes it uses count its devices, and its neighbours share its tenant's quota."""
+    """Its tenant counts it, the classes it uses count its devices, and who shares its tenant's GPUs plans with them."""
     service, workload = snapshot.services.get(key), snapshot.workloads.get(key)
     classes = _classes(service)
     if workload is not None and workload.gpu_class:
@@ -67,12 +67,26 @@ def _wake_for_service(key: Key, snapshot: Snapshot) -> Iterator[Key]:
         if key.namespace in tenant.spec.namespaces:
             yield _tenant_key(tenant)
             if classes or (service is not None and service.spec.accelerator is not None):
-                yield from _services_of(tenant, snapshot, with_gpu=True)
+                yield from _wake_circle(tenant, snapshot)
+
+
+def _wake_circle(tenant: Tenant, snapshot: Snapshot) -> Iterator[Key]:
+    """Everybody who shares GPUs with a tenant, and all of their services that use some."""
+    members = _members(tenant, snapshot)
+    yield from (_tenant_key(member) for member in members)
+    yield from _services_of(members, snapshot, with_gpu=True)
+
+
+def _members(tenant: Tenant, snapshot: Snapshot) -> list[Tenant]:
+    cohort = tenant.spec.cohort
+    return [tenant, *(other for other in snapshot.tenants.values() if cohort and other.spec.cohort == cohort)]
 
 
 def _wake_for_tenant(tenant: Tenant, snapshot: Snapshot) -> Iterator[Key]:
-    """Its services, and tenants that claim one of its namespaces too."""
-    yield from _services_of(tenant, snapshot, with_gpu=False)
+    """Its services, tenants that claim one of its namespaces too, and all who share its GPUs."""
+    yield from _services_of([tenant], snapshot, with_gpu=False)
+    if tenant.spec.cohort:
+        yield from _wake_circle(tenant, snapshot)
     claimed = set(tenant.spec.namespaces)
     yield from (_tenant_key(other) for other in snapshot.tenants.values() if claimed & set(other.spec.namespaces))
 
@@ -107,8 +121,8 @@ def _chooses_by_need(service: InferenceService) -> bool:
     return service.spec.accelerator is not None and service.spec.accelerator.requirements is not None
 
 
-def _services_of(tenant: Tenant, snapshot: Snapshot, with_gpu: bool) -> Iterator[Key]:
-    namespaces = set(tenant.spec.namespaces)
+def _services_of(tenants: Iterable[Tenant], snapshot: Snapshot, with_gpu: bool) -> Iterator[Key]:
+    namespaces = {namespace for tenant in tenants for namespace in tenant.spec.namespaces}
     for key, service in snapshot.services.items():
         if key.namespace in namespaces and (service.spec.accelerator is not None or not with_gpu):
             yield key

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from windlass_operator.domain import labels
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.labels import selector_labels
 from windlass_operator.domain.plan import Action, ServicePlan
+from windlass_operator.domain.snapshot import Taking
 from windlass_operator.render.autoscaler import render_autoscaler
 from windlass_operator.render.disruption_budget import render_disruption_budget
 from windlass_operator.render.launch import render_launch
@@ -52,4 +54,12 @@ def render_deployment(plan: ServicePlan, settings: FleetSettings) -> Manifest:
         },
         "template": render_pod_template(plan, settings),
     }
-    return service_child("apps/v1", "Deployment", plan.key.name, plan, spec=spec)
+    deployment = service_child("apps/v1", "Deployment", plan.key.name, plan, spec=spec)
+    if plan.takings:
+        deployment["metadata"]["annotations"] = {labels.TAKINGS: _render_takings(plan.takings)}
+    return deployment
+
+
+def _render_takings(takings: tuple[Taking, ...]) -> str:
+    """One word per taking, `seconds:replicas:left:cause`; written together with the replica count it explains."""
+    return " ".join(f"{taking.at_s}:{taking.replicas}:{taking.left}:{taking.cause}" for taking in takings)

@@ -23,7 +23,7 @@ from windlass_operator.domain.status import judge_workload
 from windlass_operator.reconcile.reconciler import Result
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
-REASON_AT = {"Refusal": 0, "Finding": 1, "_condition": 2, "Skipped": 2}
+REASON_AT = {"Refusal": 0, "Finding": 1, "_condition": 2, "Skipped": 2, "QuotaVerdict": 1}
 """Calls that take a reason, and where it stands among their arguments."""
 TENANTS = {("status", "plan_tenant_status"), ("tenancy", "_dispute"), ("fleet_plan", "_unknown_classes")}
 CLASSES = {("status", "plan_gpu_class_status")}

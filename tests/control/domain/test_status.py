@@ -163,6 +163,7 @@ def test_a_limited_service_is_admitted_in_part_and_stalled():
     assert conditions(status) == {
         "Ready": ("False", "QuotaLimited"),
         "Admitted": ("False", "QuotaLimited"),
+        "QuotaAdmitted": ("False", "QuotaLimited"),
         "WorkloadReady": ("True", "ReplicasReady"),
         "Stalled": ("True", "QuotaLimited"),
     }

@@ -19,7 +19,7 @@ from windlass_operator.api.v1alpha1.inference_service import Failure, InferenceS
 from windlass_operator.api.v1alpha1.tenant import Tenant, TenantStatus
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.plan import plan_gpu_class, plan_service, plan_tenant
-from windlass_operator.domain.snapshot import Workload
+from windlass_operator.domain.snapshot import Taking, TakingCause, Workload
 from windlass_operator.domain.status import (
     plan_gpu_class_status,
     plan_service_status,
@@ -57,6 +57,22 @@ def service_document(
     status = plan_service_status(
         plan_service(item, snapshot, SETTINGS), workload, InferenceServiceStatus(), NOW, problems
     )
+    return document("InferenceService", item, status_document(status))
+
+
+def taken_from(cause: TakingCause) -> dict[str, Any]:
+    """A service that has lost one of two replicas to others."""
+    runs = build_workload(1, gpu_class="h200", takings=(Taking(0, 1, 1, cause),))
+    return service(runs, classes=["h200"], replicas=2, world=[build_tenant(gpus={"h200": 1})])
+
+
+def waiting_for_pods() -> dict[str, Any]:
+    """A service whose device is held by a pod of another one that is being stopped."""
+    leaving = build_workload(2, gpu_class="h200", wanted=1)
+    world = [build_service("old", classes=["h200"], replicas=1), build_tenant(gpus={"h200": 2}), build_gpu_class()]
+    item = build_service(classes=["h200"], created="2026-02-01T00:00:00Z")
+    plan = plan_service(item, build_snapshot(item, *world, workloads={"team-a/old": leaving}), SETTINGS)
+    status = plan_service_status(plan, None, InferenceServiceStatus(), NOW)
     return document("InferenceService", item, status_document(status))
 
 
@@ -164,6 +180,7 @@ REASONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
                 rollout={"minAvailable": 8},
             ),
         ),
+        ("QuotaReturning", waiting_for_pods()),
         ("ReplicaFailed", service(build_workload(0, updated=1, wanted=1, last_failure=CRASH))),
         ("Draining", service(build_workload(1), suspend=True)),
     ],
@@ -180,6 +197,9 @@ REASONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("NoTenant", service(world=[build_tenant(namespaces=["team-b"])])),
         ("QuotaExceeded", service(**{**QUOTA, "replicas": None, **SCALED, "world": [build_tenant(gpus={"h200": 1})]})),
         ("QuotaLimited", service(build_workload(2, gpu_class="h200"), **QUOTA)),
+        ("QuotaPreempted", taken_from(TakingCause.TIER)),
+        ("QuotaReclaimed", taken_from(TakingCause.LENDER)),
+        ("RequirementsNotMet", service(accelerator={"requirements": {"memory": "999Gi"}})),
         ("TierNotAllowed", service(tier="Realtime", world=[build_tenant()])),
         ("UnknownGPUClass", service(classes=["gone"])),
         ("UnknownTimeZone", service(scaling={"maxReplicas": 2, "schedules": [LOST]})),

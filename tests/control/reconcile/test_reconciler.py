@@ -15,7 +15,7 @@ from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain import admission
 from windlass_operator.domain.fleet import FleetSettings
-from windlass_operator.domain.quota import share_quota
+from windlass_operator.domain.sharing import share_cohort
 from windlass_operator.domain.snapshot import Key, Node, Workload
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, Backoff, KeyedQueue, Rate
 from windlass_operator.reconcile.reconciler import Reconciler, Result, Workers
@@ -119,7 +119,7 @@ async def test_services_are_planned_from_one_view_while_the_picture_stays(monkey
     picture = await cluster.observe(CHAT)
     shared = []
     monkeypatch.setattr(cluster, "observe", AsyncMock(return_value=picture))
-    monkeypatch.setattr(admission, "share_quota", lambda *world: shared.append(1) or share_quota(*world))
+    monkeypatch.setattr(admission, "share_cohort", lambda *world: shared.append(1) or share_cohort(*world))
     reconciler = build_reconciler(cluster)
 
     for name in names:

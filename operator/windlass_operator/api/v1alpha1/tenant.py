@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field
 
 from windlass_operator.api.meta import ApiModel, ByteQuantity, Conditions, DnsLabel, ObjectMeta, Quantity
-from windlass_operator.api.patterns import SHA256
+from windlass_operator.api.patterns import DNS_LABEL_OR_EMPTY, SHA256
 from windlass_operator.api.rules import constrained, rule
 from windlass_operator.api.v1alpha1.inference_service import Tier
 
@@ -39,6 +39,19 @@ SUBJECTS_ARE_DISTINCT: Final = rule(
     "self.all(item, self.exists_one(other, other == item))",
     "each subject once",
     found="'one subject twice'",
+)
+LENDING_IS_WITHIN_NOMINAL: Final = rule(
+    "!has(self.lendingLimit) || self.lendingLimit <= self.nominal",
+    "at most nominal, because a tenant lends only what is its own",
+    found="string(self.lendingLimit) + ' with nominal ' + string(self.nominal)",
+    field=".lendingLimit",
+)
+LIMITS_NEED_A_COHORT: Final = rule(
+    "(has(self.cohort) && self.cohort != '') || !has(self.quota) || !has(self.quota.gpus) || "
+    "self.quota.gpus.all(gpu, !has(gpu.borrowingLimit) && !has(gpu.lendingLimit))",
+    "a cohort, because borrowingLimit and lendingLimit are about its other tenants",
+    found="'none'",
+    field=".cohort",
 )
 KEYS_ARE_DISTINCT: Final = rule(
     "self.all(key, self.exists_one(other, other.sha256 == key.sha256))",
@@ -74,15 +87,35 @@ class Role(enum.StrEnum):
 class GpuQuota(ApiModel):
     """GPUs of one class."""
 
+    model_config = ConfigDict(json_schema_extra=constrained(LENDING_IS_WITHIN_NOMINAL))
+
     name: Annotated[DnsLabel, Field(description="GPUClass name.")]
     nominal: Annotated[
         int,
         Field(
             ge=0,
             le=100_000,
-            description="GPUs the tenant may hold at once, over all its namespaces.",
+            description="GPUs that are the tenant's own, over all its namespaces.",
         ),
     ]
+    borrowing_limit: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=100_000,
+            description="GPUs beyond nominal that the tenant may borrow from its cohort. Unset: as many as others "
+            "lend. To borrow a class without owning any, list it with nominal 0.",
+        ),
+    ] = None
+    lending_limit: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=100_000,
+            description="GPUs of nominal that the cohort may use while the tenant does not. Unset: all of them. They "
+            "come back when the tenant wants them.",
+        ),
+    ] = None
 
 
 class Quota(ApiModel):
@@ -99,6 +132,20 @@ class Quota(ApiModel):
     cpu: Annotated[Quantity | None, Field(description="Sum of CPU requests per namespace.")] = None
     memory: Annotated[ByteQuantity | None, Field(description="Sum of memory requests and limits per namespace.")] = None
     services: Annotated[int | None, Field(ge=0, le=10_000, description="InferenceServices per namespace.")] = None
+
+
+class Preemption(ApiModel):
+    """How much others' claims may take from the tenant."""
+
+    max_replicas_per_hour: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=10_000,
+            description="Replicas of the tenant that may be stopped in any hour, so that lenders get their GPUs back "
+            "or services of a higher tier run. Unset: no limit.",
+        ),
+    ] = None
 
 
 class Subject(ApiModel):
@@ -186,6 +233,8 @@ class Rates(ApiModel):
 class TenantSpec(ApiModel):
     """Desired state."""
 
+    model_config = ConfigDict(json_schema_extra=constrained(LIMITS_NEED_A_COHORT))
+
     namespaces: Annotated[
         list[DnsLabel],
         Field(
@@ -196,6 +245,24 @@ class TenantSpec(ApiModel):
         ),
     ]
     quota: Quota = Quota()
+    cohort: Annotated[
+        str,
+        Field(
+            max_length=63,
+            pattern=DNS_LABEL_OR_EMPTY,
+            description="Tenants with the same cohort lend each other GPUs they do not use. Empty: the tenant shares "
+            "with nobody.",
+        ),
+    ] = ""
+    weight: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1000,
+            description="How large a part of what the cohort lends the tenant is due, against other tenants.",
+        ),
+    ] = 1
+    preemption: Preemption = Preemption()
     allowed_tiers: Annotated[
         list[Tier],
         Field(
@@ -228,8 +295,10 @@ class GpuUse(ApiModel):
     """GPUs of one class in use."""
 
     name: Annotated[str, Field(max_length=63, description="GPUClass name.")]
-    nominal: Annotated[int, Field(description="GPUs the tenant may hold.")]
+    nominal: Annotated[int, Field(description="GPUs that are the tenant's own.")]
     used: Annotated[int, Field(description="GPUs its services hold.")]
+    borrowed: Annotated[int, Field(description="GPUs among those that are its cohort's.")] = 0
+    lent: Annotated[int, Field(description="GPUs of its own that its cohort holds.")] = 0
 
 
 class TenantStatus(ApiModel):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from windlass_operator.domain.quota import Request, share_quota
+from windlass_operator.domain.quota import ClassTerms, Grant, Request, Terms
+from windlass_operator.domain.sharing import share_cohort
 from windlass_operator.domain.snapshot import Key
 
 
@@ -33,6 +35,11 @@ def build_request(
         held_class if held else "",
         held,
     )
+
+
+def share_quota(requests: Iterable[Request], nominal: Mapping[str, int]) -> dict[Key, Grant]:
+    """Share among the services of one tenant that has no cohort."""
+    return share_cohort([Terms("", {name: ClassTerms(count) for name, count in nominal.items()})], requests)
 
 
 def share(*requests: Request, **nominal: int) -> dict[str, tuple[str, int]]:
@@ -163,6 +170,7 @@ requests_strategy = st.lists(
 nominal_strategy = st.dictionaries(classes, st.integers(0, 12))
 
 
+@settings(deadline=None)
 @given(requests_strategy, nominal_strategy)
 def test_grants_never_exceed_the_quota_beyond_what_already_runs(requests, nominal):
     grants = share_quota(requests, nominal)
@@ -181,6 +189,7 @@ def test_grants_never_exceed_the_quota_beyond_what_already_runs(requests, nomina
         assert promised <= max(nominal.get(gpu_class, 0), held)
 
 
+@settings(deadline=None)
 @given(requests_strategy, nominal_strategy, st.integers())
 def test_grants_do_not_depend_on_the_order_of_requests(requests, nominal, seed):
     shuffled = random.Random(seed).sample(requests, len(requests))
@@ -188,6 +197,7 @@ def test_grants_do_not_depend_on_the_order_of_requests(requests, nominal, seed):
     assert share_quota(shuffled, nominal) == share_quota(requests, nominal)
 
 
+@settings(deadline=None)
 @given(requests_strategy, nominal_strategy)
 def test_a_service_on_its_preferred_class_keeps_what_it_runs(requests, nominal):
     grants = share_quota(requests, nominal)
@@ -199,6 +209,7 @@ def test_a_service_on_its_preferred_class_keeps_what_it_runs(requests, nominal):
             assert grants[request.key].replicas >= kept
 
 
+@settings(deadline=None)
 @given(requests_strategy, nominal_strategy)
 def test_a_newcomer_runs_in_full_or_not_at_all_and_nobody_exceeds_the_maximum(requests, nominal):
     grants = share_quota(requests, nominal)
@@ -210,6 +221,7 @@ def test_a_newcomer_runs_in_full_or_not_at_all_and_nobody_exceeds_the_maximum(re
             assert granted == 0 or granted >= request.least
 
 
+@settings(deadline=None)
 @given(requests_strategy, nominal_strategy)
 def test_granting_twice_changes_nothing_once_the_first_grant_runs(requests, nominal):
     """Pods start as granted; planning again over that world must agree, or fleets would swing."""
