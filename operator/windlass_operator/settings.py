@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from windlass_contract.endpoints import METRICS_PATH, RUNTIME_PORT
 from windlass_operator.api.meta import DNS_LABEL, QUANTITY
 from windlass_operator.domain.fleet import FleetSettings, Platform
 from windlass_operator.errors import SettingsError
 from windlass_operator.variables import Rules, parse_variables
 
 PREFIX: Final = "WINDLASS_"
+REPLICAS: Final = "replicas"
+PROMETHEUS: Final = "prometheus"
 FLEET_PREFIX: Final = "WINDLASS_FLEET_"
 """Fields of FleetSettings: `runtime_image` is WINDLASS_FLEET_RUNTIME_IMAGE."""
 
@@ -68,6 +71,18 @@ class OperatorSettings:
     """Seconds after which the server ends a watch, so that it is made anew. 30 to 3600."""
     page_size: int = 500
     """Objects per page of a listing. 10 to 10000."""
+    usage_source: str = "none"
+    """Where tokens come from for costs: `none`, `replicas` (each replica's own metrics) or `prometheus`."""
+    usage_interval_s: float = 60.0
+    """Seconds between two readings of them; nothing is read while no GPUClass has a price. 1 to 900."""
+    usage_prometheus_url: str = ""
+    """Address of a Prometheus, for the source `prometheus`."""
+    usage_prometheus_token_file: str = ""
+    """File with a bearer token for it, read before each query. Empty: none."""
+    usage_prometheus_ca_file: str = ""
+    """File with the authority that signed its certificate. Empty: the system's."""
+    usage_replica_url: str = f"http://{{ip}}:{RUNTIME_PORT}{METRICS_PATH}"
+    """Where a replica's metrics are, with {ip}, {namespace} and {pod} filled in, for the source `replicas`."""
     drain_timeout_s: float = 20.0
     """Seconds to finish running reconciles after SIGTERM; below terminationGracePeriodSeconds (30 in the chart). 0 to
     300.
@@ -96,6 +111,7 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "watch_timeout_s": (30, 3600),
     "page_size": (10, 10_000),
     "drain_timeout_s": (0, 300),
+    "usage_interval_s": (1, 900),
     "fleet.realtime_priority": (-1_000_000_000, 1_000_000_000),
     "fleet.standard_priority": (-1_000_000_000, 1_000_000_000),
     "fleet.batch_priority": (-1_000_000_000, 1_000_000_000),
@@ -105,6 +121,12 @@ PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
     "lease_namespace": (DNS_LABEL, "a namespace name"),
     "lease_name": (DNS_LABEL, "a DNS label"),
     "routes_secret": (r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", "a Secret name"),
+    "usage_source": (r"^(none|replicas|prometheus)$", "none, replicas or prometheus"),
+    "usage_prometheus_url": (r"^(https?://\S+)?$", "an http or https address"),
+    "usage_replica_url": (
+        r"^https?://([^\s{}]|\{(ip|namespace|pod)\})+$",
+        "an http or https address with no places but {ip}, {namespace} and {pod}",
+    ),
     "log_level": (r"^(DEBUG|INFO|WARNING|ERROR)$", "DEBUG, INFO, WARNING or ERROR"),
     "fleet.runtime_image": (r"^[^\s]+$", "an image reference"),
     "fleet.gateway_namespace": (DNS_LABEL, "a namespace name"),
@@ -126,7 +148,7 @@ PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
 LISTS: Final[Mapping[str, tuple[str, str]]] = {
     "namespaces": (NAMESPACE, "namespace names separated by commas"),
 }
-NOT_FROM_ENVIRONMENT: Final = frozenset({"fleet", "fleet.platform"})
+NOT_FROM_ENVIRONMENT: Final = frozenset({"fleet", "fleet.platform", "fleet.operator_reads_replicas"})
 
 
 def parse_settings(environment: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> OperatorSettings:
@@ -149,7 +171,9 @@ def parse_settings(environment: Mapping[str, str], flags: Mapping[str, Any] | No
         raise SettingsError("\n".join(problems))
     fleet = {name.removeprefix("fleet."): value for name, value in values.items() if name.startswith("fleet.")}
     own = {name: value for name, value in values.items() if "." not in name}
-    return OperatorSettings(**own, fleet=FleetSettings(platform=Platform.KUBERNETES, **fleet))
+    reads = own.get("usage_source") == REPLICAS
+    fleet_settings = FleetSettings(platform=Platform.KUBERNETES, operator_reads_replicas=reads, **fleet)
+    return OperatorSettings(**own, fleet=fleet_settings)
 
 
 def variable_of(name: str) -> str:
@@ -170,7 +194,10 @@ def _order_problems(values: Mapping[str, Any]) -> list[str]:
         (name, values.get(name, getattr(defaults, name)))
         for name in ("lease_retry_s", "lease_renew_s", "lease_duration_s")
     ]
-    return [
+    needs_address = values.get("usage_source") == PROMETHEUS and not values.get("usage_prometheus_url")
+    url = variable_of("usage_prometheus_url")
+    missing = [f"{url}: expected an address for the source prometheus, found none"] if needs_address else []
+    return missing + [
         f"{variable_of(short)}: expected less than {variable_of(long)} ({long_s:g}), found {short_s:g}"
         for (short, short_s), (long, long_s) in itertools.pairwise(times)
         if short_s >= long_s

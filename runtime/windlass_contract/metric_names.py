@@ -69,6 +69,10 @@ GPU_USE_RATIO: Final = "windlass_gpu_use_ratio"
 SERVICE_DEMAND: Final = "windlass_service_demand_requests"
 """Requests of a service that run, wait or are held by gateways."""
 DERIVED: Final = (GENERATED_TOKENS_PER_SECOND, TIME_TO_FIRST_TOKEN_P95, GPU_USE_RATIO, SERVICE_DEMAND)
+COST_PER_HOUR: Final = "windlass_cost_per_hour"
+COST_PER_MILLION_TOKENS: Final = "windlass_cost_per_million_tokens"
+COST_TOTAL: Final = "windlass_cost_total"
+COST_LABELS: Final = ("namespace", "service", "tenant", "currency")
 
 # Metrics adapter.
 ADAPTER_REQUESTS_TOTAL: Final = "windlass_adapter_requests_total"  # labels: api (custom, external, other), code

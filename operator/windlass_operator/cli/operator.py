@@ -53,5 +53,6 @@ def run(
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[settings.log_level]))
 
     from windlass_operator.reconcile.process import run_operator
+    from windlass_operator.serve.token_usage import open_usage
 
-    asyncio.run(run_operator(settings))
+    asyncio.run(run_operator(settings, open_usage=open_usage))

@@ -93,6 +93,7 @@ def fold_workload(
         gpu_class=_labels(deployment).get(labels.GPU_CLASS) or _labels(template).get(labels.GPU_CLASS, ""),
         # Pods that a quota keeps from existing still wait for their devices, and terminating ones still hold them.
         devices=max(sum(_devices(pod.get("spec", {})) for pod in pods), wanted * _devices(template.get("spec", {}))),
+        placed=sum(_condition(pod, "PodScheduled").get("status") == "True" for pod in pods),
         pending_reason=_pending_reason(deployment, staying),
         autoscaler_judged=bool(_condition(autoscaler or {}, "ScalingActive")),
         autoscaler_problem=_autoscaler_problem(autoscaler),

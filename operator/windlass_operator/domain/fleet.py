@@ -33,6 +33,8 @@ class FleetSettings:
     cluster_domain: str = "cluster.local"
     currency: str = "USD"
     """Of every price in the fleet, an ISO 4217 code: prices are compared with each other, so there is one."""
+    operator_reads_replicas: bool = False
+    """Whether the operator reads metrics of replicas itself, and policies must let it in."""
     realtime_priority: int = 1_000_000
     standard_priority: int = 100_000
     batch_priority: int = 1_000

@@ -22,6 +22,7 @@ MANAGER: Final = "windlass-operator"
 RUNTIME: Final = "runtime"
 GATEWAY: Final = "gateway"
 METRICS_ADAPTER: Final = "metrics-adapter"
+OPERATOR: Final = "operator"
 
 SERVICE: Final = f"{GROUP}/service"
 TENANT: Final = f"{GROUP}/tenant"

@@ -81,6 +81,8 @@ class Workload:
     """GPUClass that the running template asks for; empty without GPU."""
     devices: int = 0
     """Devices its pods hold or wait for, per resource of its class."""
+    placed: int = 0
+    """Pods that the scheduler has given a node, leaving ones included: they hold what they asked for."""
     pending_reason: str = ""
     """Words of the scheduler or of a quota, when pods cannot start."""
     autoscaler_judged: bool = False

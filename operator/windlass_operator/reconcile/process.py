@@ -8,6 +8,7 @@ close the watches.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import logging
 import os
@@ -15,6 +16,7 @@ import random
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +32,7 @@ from windlass_operator.cluster.kubernetes_lease import LeaderElector, Leadership
 from windlass_operator.cluster.kubernetes_routes import RoutesSecret
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.reconcile import probes, watch
+from windlass_operator.reconcile.costs import CostBook, CostKeeper, CostMetrics, ReadTokens
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, Backoff, KeyedQueue, Rate
 from windlass_operator.reconcile.reconciler import Reconciler, Workers
 from windlass_operator.reconcile.routes import RoutePublisher
@@ -69,6 +72,7 @@ class Operator:
     discovery: Discovery
     load_access: AccessLoader
     random: Callable[[], float]
+    costs: CostKeeper
     routes: RoutePublisher | None = None
     """None: there is no gateway."""
     discovered: asyncio.Event = field(default_factory=asyncio.Event)
@@ -189,6 +193,7 @@ def build_operator(
         random_source.random,
     )
     parts: list[Operator] = []
+    book = CostBook(settings.fleet.currency, _wall_clock)
     metrics = probes.Metrics(lambda: queue.depth, lambda: leadership.held)
     events = EventRecorder(
         client,
@@ -212,11 +217,20 @@ def build_operator(
         on_taken=lambda: parts[0].take_over(),
     )
     workers = Workers(
-        Reconciler(cluster, settings.fleet, _wall_clock),
+        Reconciler(cluster, settings.fleet, _wall_clock, book),
         queue,
         may_work=lambda: parts[0].wait_for_work(),
         clock=clock,
         observe=metrics.observe_reconcile,
+    )
+    metrics.registry.register(CostMetrics(book, cluster.picture, settings.fleet.currency))
+    costs = CostKeeper(
+        book,
+        cluster.picture,
+        may_work=lambda: parts[0].wait_for_work(),
+        wake=lambda key: queue.add(key, OTHERS_DELAY_S),
+        interval_s=settings.usage_interval_s,
+        clock=clock,
     )
     audit = WatchAudit(
         client,
@@ -242,6 +256,7 @@ def build_operator(
             Discovery(client, settings.namespaces[0] if settings.namespaces else TRIAL_NAMESPACE),
             load_access,
             random_source.random,
+            costs,
             _build_routes(settings, client, leadership, cluster, metrics, random_source, lambda: parts[0]),
         )
     )
@@ -269,13 +284,20 @@ def _build_routes(
     )
 
 
+OpenUsage = Callable[[KubernetesClient, OperatorSettings], AbstractAsyncContextManager[ReadTokens | None]]
+"""Opens whatever reads the tokens of replicas; yields None where nothing should."""
+
+
 async def run_operator(
-    settings: OperatorSettings, stop: asyncio.Event | None = None, started: Callable[[Operator], None] | None = None
+    settings: OperatorSettings,
+    stop: asyncio.Event | None = None,
+    started: Callable[[Operator], None] | None = None,
+    open_usage: OpenUsage = lambda *_: contextlib.nullcontext(),
 ) -> None:
     """Run until SIGTERM, SIGINT or `stop`. Raises ClusterUnavailable when there is no usable cluster at start."""
     stop = stop or asyncio.Event()
     operator = build_operator(settings, access_loader(settings.kubeconfig), identity_of_process(), random.Random())
-    async with operator.client:
+    async with operator.client, open_usage(operator.client, settings) as operator.costs.read_tokens:
         await _require_cluster(operator.client)
         runner, operator.probe_port = await _serve_probes(operator)
         try:
@@ -332,6 +354,7 @@ async def _run_parts(operator: Operator, stop: asyncio.Event) -> None:
             ("discovery", operator.discover()),
             ("fleet", operator.apply_fleet()),
             ("events", operator.events.run()),
+            ("costs", operator.costs.run()),
             *([("routes", operator.routes.run())] if operator.routes is not None else []),
         )
     ]

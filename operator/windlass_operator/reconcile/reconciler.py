@@ -18,12 +18,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from windlass_operator import errors
+from windlass_operator.api.v1alpha1.cost import Cost
 from windlass_operator.cluster.protocol import Applied, Cluster
 from windlass_operator.domain import plan as planning
 from windlass_operator.domain import status as reporting
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.fleet_view import FleetView
 from windlass_operator.domain.snapshot import Key, Snapshot
+from windlass_operator.reconcile.costs import CostBook
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, QueueClosed
 from windlass_operator.render.tenant import render_tenant
 from windlass_operator.render.workload import render_service
@@ -58,8 +60,15 @@ class Reconciliation:
 class Reconciler:
     """Reconciles one key at a time. Holds nothing between calls but look-ups of the newest picture."""
 
-    def __init__(self, cluster: Cluster, settings: FleetSettings, wall_clock: Callable[[], datetime.datetime]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: FleetSettings,
+        wall_clock: Callable[[], datetime.datetime],
+        costs: CostBook | None = None,
+    ) -> None:
         self._cluster = cluster
+        self._costs = costs
         self._settings = settings
         self._wall_clock = wall_clock
         self._view = FleetView(Snapshot(), settings)
@@ -85,8 +94,10 @@ class Reconciler:
         if plan.action is not planning.Action.HOLD:
             applied = await self._cluster.apply(key, render_service(plan, self._settings))
         # Not the snapshot from before the apply: a status must tell of what was just written.
-        workload = (await self._cluster.observe(key)).workloads.get(key)
+        after = await self._cluster.observe(key)
+        workload = after.workloads.get(key)
         status = reporting.plan_service_status(plan, workload, service.status, self._now(), _texts(applied))
+        status = status.model_copy(update={"cost": self._cost_of(key, after)})
         done = _conclude(applied, await self._cluster.report(key, reporting.status_document(status)))
         return done if plan.plan_again_at is None else replace(done, again_in_s=_seconds_until(plan.plan_again_at, now))
 
@@ -98,6 +109,7 @@ class Reconciler:
         plan = planning.plan_tenant_in_view(tenant, self._view_of(snapshot, self._wall_clock()))
         applied = await self._cluster.apply(key, render_tenant(plan, self._settings))
         status = reporting.plan_tenant_status(plan, tenant.status, self._now(), _texts(applied))
+        status = status.model_copy(update={"cost": self._cost_of(key, snapshot)})
         return _conclude(applied, await self._cluster.report(key, reporting.status_document(status)))
 
     async def _reconcile_gpu_class(self, key: Key) -> Reconciliation:
@@ -108,6 +120,9 @@ class Reconciler:
         plan = planning.plan_gpu_class(gpu_class, snapshot)
         status = reporting.plan_gpu_class_status(plan, gpu_class.status, self._now())
         return _conclude(Applied(), await self._cluster.report(key, reporting.status_document(status)))
+
+    def _cost_of(self, key: Key, snapshot: Snapshot) -> Cost | None:
+        return self._costs.renew(key, snapshot) if self._costs is not None else None
 
     def _view_of(self, snapshot: Snapshot, now: datetime.datetime) -> FleetView:
         """Keep the view while the picture stays: a restart plans every service from one and the same."""

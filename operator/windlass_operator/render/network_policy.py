@@ -63,11 +63,12 @@ def render_isolation(plan: TenantPlan, namespace: str, settings: FleetSettings) 
 
 
 def _trusted_peers(namespaces: Iterable[str], settings: FleetSettings) -> list[dict[str, Any]]:
+    components = [labels.GATEWAY, labels.METRICS_ADAPTER]
+    if settings.operator_reads_replicas:
+        components.append(labels.OPERATOR)
     ours = {
         "matchLabels": {labels.PART_OF: labels.PRODUCT},
-        "matchExpressions": [
-            {"key": labels.COMPONENT, "operator": "In", "values": [labels.GATEWAY, labels.METRICS_ADAPTER]}
-        ],
+        "matchExpressions": [{"key": labels.COMPONENT, "operator": "In", "values": components}],
     }
     return [
         {"namespaceSelector": _named([settings.gateway_namespace]), "podSelector": ours},

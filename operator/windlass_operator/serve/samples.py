@@ -6,7 +6,7 @@ What cannot be read is absent, never zero: an autoscaler that misses a value hol
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -51,13 +51,13 @@ class SeriesLabels:
     pod: str = "pod"
 
 
-def parse_exposition(text: str, at_s: float) -> dict[str, Sample]:
-    """Return the metrics that one replica exports, by name; `at_s` is when it was read.
+def parse_exposition(text: str, at_s: float, metrics: Collection[str] = GAUGES) -> dict[str, Sample]:
+    """Return some of the metrics that one replica exports, by name; `at_s` is when it was read.
 
-    Raises ValueError where a line of one of our metrics is not in the exposition format.
+    Raises ValueError where a line of one of them is not in the exposition format.
     """
-    # A replica exports hundreds of histogram lines per tenant; only three names matter here.
-    ours = [line for line in text.splitlines() if _name_of(line) in GAUGES]
+    # A replica exports hundreds of histogram lines per tenant; only a few names matter here.
+    ours = [line for line in text.splitlines() if _name_of(line) in metrics]
     found: dict[str, list[Sample]] = {}
     for family in text_string_to_metric_families("\n".join(ours) + "\n"):
         for series in family.samples:

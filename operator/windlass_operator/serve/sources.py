@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -105,7 +105,13 @@ class ReplicaDirectory:
 class PrometheusSource:
     """Asks a Prometheus: one query per metric and interval. The client blocks, so each query runs in a thread."""
 
-    def __init__(self, settings: AdapterSettings, clock: Clock, observe: Observe = lambda *_: None) -> None:
+    def __init__(
+        self,
+        settings: AdapterSettings,
+        clock: Clock,
+        observe: Observe = lambda *_: None,
+        metrics: Sequence[str] = (*GAUGES, *DERIVED, metric_names.GPU_USE_RATIO),
+    ) -> None:
         # Importing takes a second and 40 MB; only a process with this source pays them.
         from prometheus_api_client import PrometheusConnect
         from urllib3.util import Retry
@@ -119,7 +125,7 @@ class PrometheusSource:
             metric: SharedRead[Samples](
                 metric, self._reader(metric), {}, interval_s=settings.interval_s, clock=clock, observe=observe
             )
-            for metric in (*GAUGES, *DERIVED, metric_names.GPU_USE_RATIO)
+            for metric in metrics
         }
 
     async def samples(self, metric: str) -> Samples:
@@ -164,15 +170,17 @@ class ReplicaSource:
         clock: Clock,
         wall_clock: Clock,
         observe: Observe = lambda *_: None,
+        metrics: Sequence[str] = (*GAUGES, *DERIVED),
     ) -> None:
         self._directory, self._settings, self._wall_clock = directory, settings, wall_clock
+        self._metrics = tuple(metrics)
         # Addresses of pods need no lookup, and nothing that a tenant answers may lead to another address.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=settings.scrape_concurrency),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.scrape_timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-        self._known: dict[str, dict[PodKey, Sample]] = {metric: {} for metric in (*GAUGES, *DERIVED)}
+        self._known: dict[str, dict[PodKey, Sample]] = {metric: {} for metric in metrics}
         self._counters: dict[PodKey, tuple[Counters, ...]] = {}
         self._shared = SharedRead[dict[str, dict[PodKey, Sample]]](
             "replicas", self._read_all, self._known, interval_s=settings.interval_s, clock=clock, observe=observe
@@ -208,7 +216,7 @@ class ReplicaSource:
             metric: keep_known(
                 self._known[metric], {key: page[metric] for key, page in read.items() if metric in page}, replicas
             )
-            for metric in (*GAUGES, *DERIVED)
+            for metric in self._metrics
         }
         self._counters = {key: kept for key, kept in self._counters.items() if key in {item.key for item in replicas}}
         return self._known
@@ -234,7 +242,8 @@ class ReplicaSource:
                     if answer.status != 200:
                         return f"{url}: expected 200, found {answer.status}"
                     text = await _read_text(answer.content)
-                return {**parse_exposition(text, self._wall_clock()), **self._derive(replica.key, text)}
+                derived = self._derive(replica.key, text) if set(DERIVED) & set(self._metrics) else {}
+                return {**parse_exposition(text, self._wall_clock(), self._metrics), **derived}
             except TimeoutError:
                 return f"{url}: no answer within {self._settings.scrape_timeout_s:g} s"
             except (aiohttp.ClientError, ValueError, OSError) as exc:

@@ -17,7 +17,9 @@ from .conftest import ROOT, Render, environment_of, nested
 SCHEMA = json.loads((ROOT / "helm/windlass/values.schema.json").read_text())
 NOT_IN_OPERATOR = {"namespaces": "watchNamespaces", "lease_namespace": "namespaceOverride"}
 FIELDS = [field.name for field in dataclasses.fields(OperatorSettings) if field.name not in NOT_FROM_ENVIRONMENT]
-FIELDS += [f"fleet.{field.name}" for field in dataclasses.fields(FleetSettings) if field.name != "platform"]
+FIELDS += [
+    name for field in dataclasses.fields(FleetSettings) if (name := f"fleet.{field.name}") not in NOT_FROM_ENVIRONMENT
+]
 OTHERS: dict[str, Any] = {
     "kubeconfig": "/etc/other",
     "namespaces": ["team-a", "team-b"],
@@ -29,6 +31,9 @@ OTHERS: dict[str, Any] = {
     "probe_host": "::",
     "probe_port": 9090,
     "log_level": "DEBUG",
+    "usage_source": "replicas",
+    "usage_prometheus_url": "http://prometheus.example",
+    "usage_replica_url": "https://{ip}:8443/metrics",
     "fleet.runtime_image": "example.com/runtime@sha256:0",
     "fleet.cluster_domain": "example.com",
     "fleet.currency": "EUR",

@@ -250,3 +250,17 @@ def test_a_node_tells_whether_pods_can_land_on_it(ready, unschedulable, expected
 )
 def test_every_object_concerns_one_key(manifest, expected):
     assert key_of_owner(manifest) == expected
+
+
+def test_pods_that_have_a_node_hold_their_devices_until_they_are_gone():
+    scheduled = {"conditions": [{"type": "PodScheduled", "status": "True"}]}
+    waiting = {"conditions": [{"type": "PodScheduled", "status": "False"}]}
+    pods = [
+        build_pod("a", **scheduled),
+        build_pod("b", ready=False, **scheduled),
+        build_pod("c", deleting=True, **scheduled),
+        build_pod("d", ready=False, **waiting),
+        build_pod("e", phase="Failed", **scheduled),
+    ]
+
+    assert fold_workload(build_deployment(4), [build_replica_set()], pods).placed == 3

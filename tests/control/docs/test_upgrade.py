@@ -13,6 +13,7 @@ from support.documents import ROOT, section, table_rows
 from windlass_operator.domain.fleet import FleetSettings, Platform
 from windlass_operator.domain.plan import plan_service
 from windlass_operator.render.pod import render_pod_template
+from windlass_operator.settings import NOT_FROM_ENVIRONMENT
 
 PAGE = (ROOT / "docs" / "howto" / "upgrade.md").read_text()
 CHANGED: dict[str, Any] = {
@@ -29,7 +30,7 @@ SERVICES = (
     build_service("hub", uri="hf://org/model@main"),
     build_service("gpu", classes=["h200"]),
 )
-FIELDS = [item for item in dataclasses.fields(FleetSettings) if item.name != "platform"]
+FIELDS = [field for field in dataclasses.fields(FleetSettings) if f"fleet.{field.name}" not in NOT_FROM_ENVIRONMENT]
 
 
 def templates(settings: FleetSettings) -> list[dict[str, Any]]:

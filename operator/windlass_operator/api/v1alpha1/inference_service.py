@@ -20,6 +20,7 @@ from windlass_operator.api.meta import (
 )
 from windlass_operator.api.patterns import COMPUTE_CAPABILITY, ENV_NAME, MODEL_URI, SERVED_NAME
 from windlass_operator.api.rules import constrained, rule
+from windlass_operator.api.v1alpha1.cost import Cost
 from windlass_operator.api.v1alpha1.gpu_class import Interconnect
 from windlass_operator.api.v1alpha1.scaling import Scaling
 
@@ -457,6 +458,7 @@ class InferenceServiceStatus(ApiModel):
         ),
     ] = Field(default_factory=list)
     last_failure: Failure | None = None
+    cost: Cost | None = None
 
 
 class InferenceService(ApiModel):

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from windlass_operator.api.meta import ApiModel, ByteQuantity, Conditions, DnsLabel, ObjectMeta, Quantity
 from windlass_operator.api.patterns import DNS_LABEL_OR_EMPTY, SHA256
 from windlass_operator.api.rules import constrained, rule
+from windlass_operator.api.v1alpha1.cost import Cost
 from windlass_operator.api.v1alpha1.inference_service import Tier
 
 NAME_IS_A_LABEL: Final = rule(
@@ -315,6 +316,7 @@ class TenantStatus(ApiModel):
         ),
     ] = Field(default_factory=list)
     services: Annotated[int, Field(description="InferenceServices in the tenant's namespaces.")] = 0
+    cost: Cost | None = None
 
 
 class Tenant(ApiModel):
