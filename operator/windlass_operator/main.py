@@ -20,6 +20,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "validate": ("windlass_operator.cli.validate:validate", "Report every error of every document."),
     "render": ("windlass_operator.cli.render:render", "Print the objects the operator would apply."),
     "explain": ("windlass_operator.cli.explain:explain", "Say in words what was chosen and why."),
+    "cost": ("windlass_operator.cli.cost:cost", "Say what serving costs: by tenant, by optimisation, rented or owned."),
     "up": ("windlass_operator.cli.up:up", "Run the services of some files on this machine."),
     "operator": ("windlass_operator.cli.operator:operator", "The control plane itself."),
     "metrics-adapter": (
