@@ -30,6 +30,14 @@ class Precision(enum.StrEnum):
     FP32 = "FP32"
     BF16 = "BF16"
     FP16 = "FP16"
+    INT8 = "INT8"
+    """Weights of attention and feed-forward in 8 bits, embedding in 4, by the model's recipe; arithmetic as in Auto."""
+    INT4 = "INT4"
+    """The same with feed-forward weights in 4 bits."""
+
+
+INTEGERS: Final = frozenset({Precision.INT8, Precision.INT4})
+"""Precisions that keep weights in integers."""
 
 
 class Device(enum.StrEnum):
@@ -57,6 +65,8 @@ class LaunchSpec:
     """Owner of every request to this replica; empty when the namespace belongs to no tenant."""
     device: Device = Device.CPU
     precision: Precision = Precision.AUTO
+    recipe: str = ""
+    """Folder of the recipe for a precision of integers; empty looks for one in the model's folder."""
     cache_bytes: int = 0
     """Size of the key/value page pool; 0 fits `max_running_requests` full sequences, within a safe share of memory."""
     max_sequence_tokens: int = 0
@@ -73,7 +83,8 @@ class LaunchSpec:
 
     def to_json(self) -> str:
         """Render with sorted keys, so that equal specs have equal bytes (and equal config hashes)."""
-        return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=2, sort_keys=True) + "\n"
+        values = {name: value for name, value in dataclasses.asdict(self).items() if value or name not in _OMITTED}
+        return json.dumps({"version": VERSION, **values}, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> LaunchSpec:
@@ -91,6 +102,8 @@ class LaunchSpec:
         return cls(**{field.name: _parse(field, data) for field in fields})
 
 
+_OMITTED: Final = frozenset({"recipe"})
+"""Left out while empty: an operator that learnt a field must not restart the replicas that do without it."""
 _SCALARS: Final[Mapping[str, type]] = {"str": str, "int": int, "float": float}
 _ENUMS: Final[Mapping[str, type[enum.StrEnum]]] = {"Device": Device, "Precision": Precision}
 

@@ -18,6 +18,7 @@ specs = st.builds(
     tenant=st.text(),
     device=st.sampled_from(Device),
     precision=st.sampled_from(Precision),
+    recipe=st.text(),
     cache_bytes=st.integers(0, 1 << 50),
     max_sequence_tokens=st.integers(0, 1 << 20),
     drain_timeout_s=st.floats(0, 3600, allow_nan=False),
@@ -32,6 +33,10 @@ def test_a_spec_reads_back_as_it_was_written(spec: LaunchSpec) -> None:
 @given(specs)
 def test_equal_specs_have_equal_bytes(spec: LaunchSpec) -> None:
     assert LaunchSpec.from_json(spec.to_json()).to_json() == spec.to_json()
+
+
+def test_a_spec_without_a_recipe_is_written_as_before_recipes_existed() -> None:
+    assert "recipe" not in LaunchSpec(model_uri="file:///models/chat", served_name="chat").to_json()
 
 
 def test_a_newer_writer_may_add_keys() -> None:

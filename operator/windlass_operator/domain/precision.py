@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from windlass_contract.launch_spec import Precision
+from windlass_contract.launch_spec import INTEGERS, Precision
 from windlass_operator.api.v1alpha1.gpu_class import GPUClassSpec
 from windlass_operator.api.v1alpha1.inference_service import PrecisionPreset
 from windlass_operator.domain.decision import Decision, decide
@@ -13,7 +13,8 @@ def choose_precision(preset: PrecisionPreset, gpu: GPUClassSpec | None) -> tuple
     """Resolve Auto where the device decides; on a CPU the runtime looks at the checkpoint."""
     if preset is not PrecisionPreset.AUTO:
         chosen = Precision(preset.value)
-        return chosen, decide("precision", chosen.value, "spec.precision.preset")
+        follows = "; weights follow the model's recipe" if chosen in INTEGERS else ""
+        return chosen, decide("precision", chosen.value, f"spec.precision.preset{follows}")
     if gpu is None:
         return Precision.AUTO, decide(
             "precision", "Auto", "on a CPU the replica follows the checkpoint, and computes FP32 when in doubt"

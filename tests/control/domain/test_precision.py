@@ -19,6 +19,8 @@ from windlass_operator.domain.precision import choose_precision
         pytest.param(PrecisionPreset.AUTO, "12.0", Precision.BF16, id="two digits are a number, not text"),
         pytest.param(PrecisionPreset.AUTO, None, Precision.AUTO, id="CPU: the runtime looks at the checkpoint"),
         pytest.param(PrecisionPreset.FP32, "9.0", Precision.FP32, id="the user's word"),
+        pytest.param(PrecisionPreset.INT8, None, Precision.INT8, id="integers on a CPU"),
+        pytest.param(PrecisionPreset.INT4, "8.0", Precision.INT4, id="integers on a GPU"),
     ],
 )
 def test_precision_follows_preset_then_device(preset, capability, expected):

@@ -160,6 +160,8 @@ class PrecisionPreset(enum.StrEnum):
     FP32 = "FP32"
     BF16 = "BF16"
     FP16 = "FP16"
+    INT8 = "INT8"
+    INT4 = "INT4"
 
 
 class Model(ApiModel):
@@ -252,7 +254,8 @@ class Precision(ApiModel):
     preset: Annotated[
         PrecisionPreset,
         Field(
-            description="Auto keeps the checkpoint's own format where the device computes in it.",
+            description="Auto keeps the checkpoint's own format where the device computes in it; INT8 and INT4 follow "
+            "the recipe in the model's folder, or round the weights at load.",
         ),
     ] = PrecisionPreset.AUTO
 
