@@ -49,6 +49,10 @@ class PackedWeight:
     def nbytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes
 
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
+
     def to(self, device: torch.device) -> PackedWeight:
         """The same weight on another device."""
         return replace(self, codes=self.codes.to(device), scales=self.scales.to(device))

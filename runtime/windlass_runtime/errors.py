@@ -2,7 +2,10 @@
 
 RuntimeFault
 ├── CheckpointError        the model folder is unusable; names file or tensor, expected and found
-│   └── UnsupportedModel   the architecture or one of its options is not implemented
+│   ├── UnsupportedModel   the architecture or one of its options is not implemented
+│   └── RecipeError        the recipe is damaged, of another version, or of another model
+├── CalibrationError       a recipe cannot be made of these inputs; names what is missing
+├── QualityMissed          a recipe was made and is not good enough; names thresholds and worst layers
 ├── CapacityError          the machine is too small for the request; says the bytes needed and had
 ├── RequestError           the client must change the request (HTTP 400)
 │   └── PromptTooLong      prompt plus requested output exceed the limit
@@ -25,6 +28,18 @@ class CheckpointError(RuntimeFault):
 
 class UnsupportedModel(CheckpointError):
     """The checkpoint is sound, but asks for something not implemented."""
+
+
+class RecipeError(CheckpointError):
+    """The recipe cannot be used with this model by this version."""
+
+
+class CalibrationError(RuntimeFault):
+    """Calibration cannot start, or go on, with these inputs."""
+
+
+class QualityMissed(RuntimeFault):
+    """The finished recipe misses a threshold of its quality gate."""
 
 
 class CapacityError(RuntimeFault):

@@ -38,6 +38,7 @@ def load_model(spec: LaunchSpec) -> LoadedModel:
         folder,
         device=spec.device,
         precision=spec.precision,
+        recipe=Path(spec.recipe.removeprefix("file://")) if spec.recipe else None,
         cache_bytes=spec.cache_bytes,
         max_running_requests=spec.max_running_requests,
         max_sequence_tokens=spec.max_sequence_tokens,

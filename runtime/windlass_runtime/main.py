@@ -1,4 +1,4 @@
-"""The `windlass-runtime` command: serve a model, simulate one, or generate from the shell.
+"""The `windlass-runtime` command: serve or simulate a model, generate from the shell, calibrate.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. Heavy imports wait until a command needs them.
 """
@@ -39,6 +39,10 @@ def _launch_options(command: Any) -> Any:
     options = [
         click.option("--device", type=click.Choice([member.value for member in Device], case_sensitive=False)),
         click.option("--precision", type=click.Choice([member.value for member in Precision], case_sensitive=False)),
+        click.option(
+            "--recipe",
+            help="Folder of the recipe for --precision INT8 or INT4; default: recipes/int8 or int4 in the model.",
+        ),
         click.option("--cache-bytes", type=click.IntRange(min=0), help="Key/value pool; 0 chooses."),
         click.option("--max-sequence-tokens", type=click.IntRange(min=0), help="Prompt plus output; 0: the model's."),
         click.option("--max-running-requests", type=click.IntRange(min=1)),
@@ -59,6 +63,7 @@ def _server_options(command: Any) -> Any:
     return _add(options, command)
 
 
+_FORMAT: Final = click.Choice(["INT8", "INT4", "stored"], case_sensitive=False)
 _PROFILE_OPTIONS: Final[Mapping[str, tuple[type, str]]] = {
     "load_s": (float, "Seconds until ready."),
     "prefill_tokens_per_s": (float, "Prompt tokens computed per second."),
@@ -196,6 +201,64 @@ def generate(model: str, prompt: str, chat: bool, output: str, **options: Any) -
         click.echo(json.dumps(dataclasses.asdict(result)))
     else:
         click.echo()
+
+
+_QUALITY_OPTIONS: Final[Mapping[str, str]] = {
+    "perplexity_loss": "Largest relative growth of the perplexity, such as 0.005.",
+    "divergence": "Largest mean divergence from FP32, nats per token.",
+    "top1_agreement": "Smallest share of positions with the same most likely token.",
+    "probe_loss": "Largest loss of accuracy in any probe.",
+}
+"""Thresholds of the quality gate that have an option; left out, the preset's value counts."""
+
+
+def _calibration_options(command: Any) -> Any:
+    options = [
+        click.option("--data", required=True, type=click.Path(path_type=Path), help="UTF-8 text to calibrate with."),
+        click.option("--recipe", required=True, type=click.Path(path_type=Path), help="Folder to write."),
+        click.option(
+            "--heldout", type=click.Path(path_type=Path), help="Text to measure with; default: the end of --data."
+        ),
+        click.option("--precision", type=click.Choice(["INT8", "INT4"], case_sensitive=False), default="INT8"),
+        click.option("--attention", type=_FORMAT, help="In the place of the preset's format, as are the next three."),
+        click.option("--feed-forward", type=_FORMAT),
+        click.option("--embedding", type=_FORMAT),
+        click.option("--head", type=_FORMAT),
+        click.option(
+            "--group", type=click.Choice(["32", "64", "128"]), default="32", help="Columns per scale in INT4."
+        ),
+        click.option(
+            "--inputs", type=click.Choice(["dynamic", "static"]), default="dynamic", help="Scales of INT8 inputs."
+        ),
+        click.option("--keep", multiple=True, help="A tensor left as it is; may be repeated."),
+        click.option("--sequences", type=click.IntRange(min=1), default=64),
+        click.option("--heldout-sequences", type=click.IntRange(min=1), default=32),
+        click.option("--sequence-tokens", type=click.IntRange(min=16), default=512),
+        click.option("--seed", type=int, default=0),
+        click.option("--restart", is_flag=True, help="Forget what an earlier run left behind."),
+        *(
+            click.option("--gate-" + name.replace("_", "-"), name, type=click.FloatRange(min=0), help=text)
+            for name, text in _QUALITY_OPTIONS.items()
+        ),
+        click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text"),
+    ]
+    return _add(options, command)
+
+
+@command_line.command(context_settings={"show_default": True})
+@click.argument("model")
+@_calibration_options
+def calibrate(
+    model: str, data: Path, recipe: Path, heldout: Path | None, restart: bool, output: str, **options: Any
+) -> None:
+    """Write a recipe that keeps MODEL's weights in 8 and 4 bits, and measure what it costs.
+
+    Streams layer by layer; killed, it goes on where it stopped. Exit code 1 if the recipe misses its quality gate.
+    """
+    from windlass_runtime.jobs import calibrate_command
+
+    with _exit_on_fault():
+        calibrate_command.run(model, data, heldout, recipe, options, restart=restart, as_json=output == "json")
 
 
 def _show_for(output: str) -> Any:

@@ -15,7 +15,10 @@ class InferenceConfig:
     device: str = "cpu"
     """`cpu` or `cuda`."""
     precision: str = "Auto"
-    """`Auto`, `FP32`, `BF16` or `FP16`, in any case; Auto follows the checkpoint where the device computes in it."""
+    """`Auto`, `FP32`, `BF16`, `FP16`, `INT8` or `INT4`, in any case; Auto follows the checkpoint where the device
+    computes in it, INT8 and INT4 the model's recipe."""
+    recipe: str = ""
+    """Folder of the recipe for INT8 or INT4; empty looks in the model's `recipes/int8` or `recipes/int4`."""
     cache_bytes: int = 0
     """Size of the key/value page pool; 0 fits `max_running_requests` full sequences within a safe share of memory."""
     max_sequence_tokens: int = 0
@@ -48,6 +51,7 @@ class InferenceConfig:
             served_name=model_uri,
             device=_choose(Device, "device", self.device),
             precision=_choose(Precision, "precision", self.precision),
+            recipe=self.recipe,
             cache_bytes=self.cache_bytes,
             max_sequence_tokens=self.max_sequence_tokens,
             max_running_requests=self.max_running_requests,

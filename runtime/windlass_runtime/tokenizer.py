@@ -75,6 +75,12 @@ class Tokenizer:
         return None if name is None else self.token_id(name)
 
     @property
+    def begin_token_id(self) -> int | None:
+        """The token that begins a text; None when the tokenizer names none."""
+        name = self.special_tokens.get("bos_token")
+        return None if name is None else self.token_id(name)
+
+    @property
     def has_chat_template(self) -> bool:
         return self._template is not None
 

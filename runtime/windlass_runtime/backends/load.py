@@ -9,18 +9,20 @@ from typing import Final
 
 import torch
 
-from windlass_contract.launch_spec import Device, Precision
+from windlass_contract.launch_spec import INTEGERS, Device, Precision
 from windlass_kernels import ops
 from windlass_runtime.backends.torch_backend import TorchBackend
 from windlass_runtime.checkpoint.config import read_spec
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.checkpoint.tensors import CheckpointTensors
-from windlass_runtime.errors import CapacityError
+from windlass_runtime.errors import CapacityError, RecipeError
 from windlass_runtime.kv.store import PageStore, choose_page_count
 from windlass_runtime.model.decoder import Decoder
 from windlass_runtime.model.kernel_arithmetic import KernelArithmetic
 from windlass_runtime.model.torch_arithmetic import TorchArithmetic
 from windlass_runtime.model.weights import load_weights, weight_bytes
+from windlass_runtime.quant.find import open_overlay
+from windlass_runtime.quant.recipe import TensorRecipe
 
 _DTYPES: Final[Mapping[Precision, torch.dtype]] = {
     Precision.FP32: torch.float32,
@@ -41,6 +43,7 @@ def load_backend(
     *,
     device: Device = Device.CPU,
     precision: Precision = Precision.AUTO,
+    recipe: Path | None = None,
     cache_bytes: int = 0,
     max_running_requests: int = 64,
     max_sequence_tokens: int = 0,
@@ -48,20 +51,26 @@ def load_backend(
 ) -> TorchBackend:
     """Load a checkpoint. The arguments are the fields of LaunchSpec with the same names.
 
-    Raises CheckpointError for the folder, CapacityError for the machine.
+    recipe  a folder with the recipe to follow; None looks beside the checkpoint if the precision is one of integers
+    Raises CheckpointError for the folder, RecipeError for the recipe, CapacityError for the machine.
     """
     spec = read_spec(folder)
     target = _find_device(device)
     dtype = choose_dtype(precision, spec, target)
     limit = min(max_sequence_tokens, spec.max_positions) if max_sequence_tokens else spec.max_positions
-    with torch.inference_mode(), CheckpointTensors(folder, spec) as tensors:
+    preset = precision.value if precision in INTEGERS else None
+    with (
+        torch.inference_mode(),
+        CheckpointTensors(folder, spec) as tensors,
+        open_overlay(folder, spec, tensors, preset, _allow_recipe(recipe, precision)) as overlay,
+    ):
         kernels = target.type == "cpu" and bool(ops.available())
         # The kernels widen weights as they read them: half formats stay half as large and cost no accuracy.
-        weight_dtype = _STORED[spec.stored_dtype] if kernels and precision is Precision.AUTO else dtype
-        _refuse_oversized(spec, weight_dtype, target)
+        weight_dtype = _STORED[spec.stored_dtype] if kernels and precision not in _DTYPES else dtype
+        _refuse_oversized(spec, weight_dtype, target, {} if overlay is None else overlay.entries)
         # The kernels keep activations and norms in FP32; torch wants one format throughout.
         norm_dtype = torch.float32 if kernels else dtype
-        weights = load_weights(spec, tensors, dtype=weight_dtype, norm_dtype=norm_dtype, device=target)
+        weights = load_weights(spec, tensors, dtype=weight_dtype, norm_dtype=norm_dtype, device=target, overlay=overlay)
     page_count = choose_page_count(
         spec,
         dtype,
@@ -72,16 +81,17 @@ def load_backend(
     )
     with torch.inference_mode():
         store = PageStore(spec, page_count, dtype=dtype, device=target)
-    arithmetic = KernelArithmetic(spec) if kernels else TorchArithmetic(spec, target)
+    arithmetic = KernelArithmetic(spec) if kernels else TorchArithmetic(spec, target, dtype)
     return TorchBackend(Decoder(spec, weights, arithmetic), store, limit)
 
 
 def choose_dtype(precision: Precision, spec: ModelSpec, device: torch.device) -> torch.dtype:
     """The format to compute and keep keys and values in.
 
-    Auto on a CPU is FP32 whatever the checkpoint: half formats lose accuracy there and win nothing but cache.
+    Integers are formats of weights only, so there it is Auto's. Auto on a CPU is FP32 whatever the checkpoint: half
+    formats lose accuracy there and win nothing but cache.
     """
-    if precision is not Precision.AUTO:
+    if precision in _DTYPES:
         return _DTYPES[precision]
     if device.type == "cpu":
         return torch.float32
@@ -109,12 +119,19 @@ def _find_device(device: Device) -> torch.device:
     return torch.device(device.value)
 
 
-def _refuse_oversized(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> None:
-    needed, free = weight_bytes(spec, dtype), observe_free_bytes(device)
+def _allow_recipe(recipe: Path | None, precision: Precision) -> Path | None:
+    if recipe is not None and precision in _DTYPES:
+        raise RecipeError(f"recipe {recipe}: expected precision Auto, INT8 or INT4 with a recipe, found {precision}")
+    return recipe
+
+
+def _refuse_oversized(
+    spec: ModelSpec, dtype: torch.dtype, device: torch.device, entries: Mapping[str, TensorRecipe]
+) -> None:
+    needed, free = weight_bytes(spec, dtype, entries), observe_free_bytes(device)
     if needed > free:
-        raise CapacityError(
-            f"weights: need {needed} bytes as {str(dtype).removeprefix('torch.')}, {free} free on {device}"
-        )
+        kept = str(dtype).removeprefix("torch.") + (" and integers" if entries else "")
+        raise CapacityError(f"weights: need {needed} bytes as {kept}, {free} free on {device}")
 
 
 def _step_bytes(spec: ModelSpec, step_tokens: int) -> int:

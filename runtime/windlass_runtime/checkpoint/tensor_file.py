@@ -24,6 +24,8 @@ _CHUNK_BYTES: Final = 32 * 2**20
 """Mapped bytes that may be resident at once while reading."""
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_READABLE: Final[Mapping[str, torch.dtype]] = {**DTYPES, "I8": torch.int8, "U8": torch.uint8}
+"""Formats of recipes: those of checkpoints, and codes."""
 _ITEM_SIZES: Final[Mapping[str, int]] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
@@ -69,7 +71,7 @@ class TensorFile:
     def read_into(self, name: str, destination: torch.Tensor) -> None:
         """Copy a tensor into `destination`, which has its shape; converts the number format and moves to its device."""
         stored = self.tensors[name]
-        flat, dtype = destination.reshape(-1), DTYPES[stored.dtype]
+        flat, dtype = destination.reshape(-1), _READABLE[stored.dtype]
         if flat.data_ptr() != destination.data_ptr() or destination.shape != stored.shape:
             raise ValueError(
                 f"{name}: destination {tuple(destination.shape)} must be contiguous with shape {stored.shape}"
@@ -81,6 +83,19 @@ class TensorFile:
             flat[first : first + count].copy_(torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset))
             self._forget(offset, count * dtype.itemsize)
 
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor in the format it is stored in, newly allocated."""
+        stored = self.tensors[name]
+        tensor = torch.empty(stored.shape, dtype=_READABLE[stored.dtype])
+        self.read_into(name, tensor)
+        return tensor
+
+    def edges(self, name: str, size: int) -> bytes:
+        """The first and the last `size` bytes of a tensor."""
+        stored = self.tensors[name]
+        end, kept = stored.offset + stored.size, min(size, stored.size)
+        return self._map[stored.offset : stored.offset + kept] + self._map[end - kept : end]
+
     def close(self) -> None:
         """Unmap; idempotent."""
         self._map.close()
@@ -88,6 +103,25 @@ class TensorFile:
     def _forget(self, offset: int, size: int) -> None:
         start = offset // mmap.PAGESIZE * mmap.PAGESIZE
         self._map.madvise(mmap.MADV_DONTNEED, start, offset + size - start)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file, one tensor after the other. Equal tensors give equal bytes."""
+    names = {dtype: name for name, dtype in _READABLE.items()}
+    entries, offset = {}, 0
+    for name, tensor in tensors.items():
+        entries[name] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % _LENGTH_BYTES)  # readers expect the data aligned
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
+        for tensor in tensors.values():
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _parse_header(path: Path, data: mmap.mmap) -> dict[str, StoredTensor]:

@@ -16,6 +16,7 @@ from windlass_runtime.errors import CheckpointError, UnsupportedModel
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 SINGLE_FILE: Final = "model.safetensors"
+_EDGE_BYTES: Final = 4096
 _PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -44,6 +45,12 @@ class CheckpointTensors:
     def read_into(self, name: str, destination: torch.Tensor) -> None:
         """Copy one tensor into contiguous memory of the same shape, converting format and device."""
         self._homes[name].read_into(name, destination)
+
+    def identity(self, name: str) -> bytes:
+        """What tells this tensor from another: format, shape, and a page from each end of its data."""
+        file = self._homes[name]
+        stored = file.tensors[name]
+        return f"{name} {stored.dtype} {list(stored.shape)}".encode() + file.edges(name, _EDGE_BYTES)
 
     def close(self) -> None:
         for file in self._files.values():

@@ -8,7 +8,7 @@ import torch
 
 from windlass_runtime.kv.store import LayerPages
 from windlass_runtime.model.ragged import RaggedStep
-from windlass_runtime.model.weights import LayerWeights, Projection
+from windlass_runtime.model.weights import LayerWeights, Matrix, Projection
 
 
 class Attention(Protocol):
@@ -33,7 +33,7 @@ class Arithmetic(Protocol):
         """Prepare the attention of one step; the result is valid for that step only."""
         ...
 
-    def embed(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    def embed(self, token_ids: torch.Tensor, table: Matrix) -> torch.Tensor:
         """[T] int32 of [V, E] to [T, E] activations."""
         ...
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from windlass_runtime.checkpoint.spec import ModelSpec
-from windlass_runtime.kv.store import PageStore
-from windlass_runtime.model.arithmetic import Arithmetic
+from windlass_runtime.kv.store import LayerPages, PageStore
+from windlass_runtime.model.arithmetic import Arithmetic, Attention
 from windlass_runtime.model.ragged import RaggedStep
 from windlass_runtime.model.weights import LayerWeights, Weights
 
@@ -31,24 +31,37 @@ class Decoder:
         for index, (weights, pages) in enumerate(zip(self.weights.layers, store.layers, strict=True)):
             if index:
                 normed = arithmetic.add_norm(residual, delta, weights.attention_norm)
-            queried = arithmetic.project(normed, weights.query_key_value)
-            attended = attention.attend(queried, weights, pages, self.spec.windows[index])
-            delta = arithmetic.project(attended, weights.output)
-            if weights.attention_output_norm is not None:
-                delta = arithmetic.norm(delta, weights.attention_output_norm)
-            delta = self._feed_forward(arithmetic.add_norm(residual, delta, weights.feed_forward_norm), weights)
+            delta = decode_layer(arithmetic, attention, residual, normed, weights, pages, self.spec.windows[index])
         return self._logits(residual.index_select(0, logit_rows), delta.index_select(0, logit_rows))
-
-    def _feed_forward(self, normed: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
-        arithmetic = self._arithmetic
-        gated = arithmetic.gate(arithmetic.project(normed, weights.gate_up))
-        delta = arithmetic.project(gated, weights.down)
-        if weights.feed_forward_output_norm is not None:
-            delta = arithmetic.norm(delta, weights.feed_forward_output_norm)
-        return delta
 
     def _logits(self, residual: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         if not len(residual):
             return residual.new_empty((0, self.spec.vocabulary_size), dtype=torch.float32)
         normed = self._arithmetic.add_norm(residual, delta, self.weights.final_norm)
         return self._arithmetic.project(normed, self.weights.head).float()
+
+
+def decode_layer(
+    arithmetic: Arithmetic,
+    attention: Attention,
+    residual: torch.Tensor,
+    normed: torch.Tensor,
+    weights: LayerWeights,
+    pages: LayerPages,
+    window: int | None,
+) -> torch.Tensor:
+    """One layer, from its normed input to what it adds to the residual.
+
+    residual  [T, E]  gains the attention's output in place
+    normed    [T, E]  the residual under `weights.attention_norm`
+    returns   [T, E]  the feed-forward block's output, newly allocated, not yet added
+    """
+    attended = attention.attend(arithmetic.project(normed, weights.query_key_value), weights, pages, window)
+    delta = arithmetic.project(attended, weights.output)
+    if weights.attention_output_norm is not None:
+        delta = arithmetic.norm(delta, weights.attention_output_norm)
+    normed = arithmetic.add_norm(residual, delta, weights.feed_forward_norm)
+    delta = arithmetic.project(arithmetic.gate(arithmetic.project(normed, weights.gate_up)), weights.down)
+    if weights.feed_forward_output_norm is not None:
+        delta = arithmetic.norm(delta, weights.feed_forward_output_norm)
+    return delta

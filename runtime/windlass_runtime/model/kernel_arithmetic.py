@@ -1,4 +1,4 @@
-"""The native CPU kernels: activations and norms in FP32, weights and pages in any format.
+"""The native CPU kernels: activations and norms in FP32, weights and pages in any format, weights in integers too.
 
 A token's result is bitwise the same alone and in every batch.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from windlass_kernels import ops
+from windlass_kernels import ops, packed
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.kv.store import LayerPages
 from windlass_runtime.model.ragged import RaggedStep
 from windlass_runtime.model.rope import inverse_frequencies
-from windlass_runtime.model.weights import LayerWeights, Projection
+from windlass_runtime.model.weights import LayerWeights, Matrix, Projection
 
 
 class KernelArithmetic:
@@ -27,10 +27,14 @@ class KernelArithmetic:
         angles = step.positions[:, None].float() * self._frequencies
         return KernelAttention(self._spec, step, angles.cos(), angles.sin())
 
-    def embed(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    def embed(self, token_ids: torch.Tensor, table: Matrix) -> torch.Tensor:
+        if isinstance(table, packed.PackedWeight):
+            return packed.rows(token_ids, table)
         return functional.embedding(token_ids, table).float()
 
     def project(self, inputs: torch.Tensor, projection: Projection) -> torch.Tensor:
+        if isinstance(projection.weight, packed.PackedWeight):
+            return packed.linear(inputs, projection.weight, projection.bias, input_scale=projection.input_scale)
         return ops.linear(inputs, projection.weight, projection.bias)
 
     def norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -1,33 +1,45 @@
-"""Plain torch on any device, in the format of the weights: the path of GPUs, and of CPUs without native kernels."""
+"""Plain torch on any device, in the format of the weights: the path of GPUs, and of CPUs without native kernels.
+
+Packed weights are expanded for each product: right on every device and small in memory, but no faster than floats.
+Their static input scales are not applied, since the inputs stay floats.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional
 
+from windlass_kernels import packed
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.kv.store import PAGE_TOKENS, LayerPages
 from windlass_runtime.model.paged_attention import DecodingGroup, attend_decoding, attend_span, group_decoding
 from windlass_runtime.model.ragged import RaggedStep
 from windlass_runtime.model.rope import inverse_frequencies, rotate_, turns_of
-from windlass_runtime.model.weights import LayerWeights, Projection
+from windlass_runtime.model.weights import LayerWeights, Matrix, Projection
 
 
 class TorchArithmetic:
     """`Arithmetic` by torch's own ops."""
 
-    def __init__(self, spec: ModelSpec, device: torch.device) -> None:
+    def __init__(self, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> None:
+        """dtype is the format of activations; weights in floats have it too."""
         self._spec = spec
+        self._dtype = dtype
         self._frequencies = inverse_frequencies(spec.rope).to(device)
 
     def begin(self, step: RaggedStep) -> TorchAttention:
         return TorchAttention(self._spec, step, turns_of(step.positions, self._frequencies))
 
-    def embed(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    def embed(self, token_ids: torch.Tensor, table: Matrix) -> torch.Tensor:
+        if isinstance(table, packed.PackedWeight):
+            return packed.rows(token_ids, table).to(self._dtype)
         return functional.embedding(token_ids, table)
 
     def project(self, inputs: torch.Tensor, projection: Projection) -> torch.Tensor:
-        return functional.linear(inputs, projection.weight, projection.bias)
+        weight = projection.weight
+        if isinstance(weight, packed.PackedWeight):
+            weight = packed.dequantize(weight, inputs.dtype)
+        return functional.linear(inputs, weight, projection.bias)
 
     def norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return functional.rms_norm(hidden, weight.shape, weight, self._spec.norm_epsilon)

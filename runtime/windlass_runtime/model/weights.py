@@ -1,26 +1,55 @@
 """Move a checkpoint's tensors into the form the decoder computes with: projections that share an input are one matrix,
 and rotary pairs are neighbours in every family. Each tensor is read straight into its final place.
+
+A recipe lies over the checkpoint: tensors it holds in integers become packed weights, others that it holds replace the
+checkpoint's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
+from windlass_kernels import packed
 from windlass_runtime.checkpoint import layout
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.checkpoint.tensors import CheckpointTensors
+from windlass_runtime.errors import RecipeError
+from windlass_runtime.quant.formats import Format
+from windlass_runtime.quant.recipe import TensorRecipe
+
+Matrix = torch.Tensor | packed.PackedWeight
+"""[outputs, inputs] in floats, or packed integers"""
+
+
+class Overlay(Protocol):
+    """Tensors in the place of the checkpoint's."""
+
+    def entry(self, name: str) -> TensorRecipe | None:
+        """How a tensor is kept; None where the checkpoint's own is used."""
+        ...
+
+    def plain(self, name: str) -> torch.Tensor:
+        """A tensor in floats."""
+        ...
+
+    def codes(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes [N, K] int8 and scales of an integer tensor; see `packed.pack`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
     """A dense layer, outputs before inputs as in the checkpoint."""
 
-    weight: torch.Tensor
-    """[outputs, inputs]"""
+    weight: Matrix
     bias: torch.Tensor | None
     """[outputs]"""
+    input_scale: float = 0.0
+    """One step of statically scaled inputs of a packed weight; 0 chooses per token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +81,7 @@ class LayerWeights:
 class Weights:
     """A whole model on one device. Norms may be kept in a wider format than matrices."""
 
-    embedding: torch.Tensor
+    embedding: Matrix
     """[V, E]"""
     layers: tuple[LayerWeights, ...]
     final_norm: torch.Tensor
@@ -62,9 +91,20 @@ class Weights:
     size_bytes: int
 
 
-def weight_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
-    """Bytes the weights will take, known before any is read."""
-    return sum(torch.Size(shape).numel() for shape in layout.expected_tensors(spec).values()) * dtype.itemsize
+def weight_bytes(spec: ModelSpec, dtype: torch.dtype, entries: Mapping[str, TensorRecipe] | None = None) -> int:
+    """Bytes the weights will take, known before any is read; `entries` say which become integers."""
+    kept, shapes = entries or {}, layout.expected_tensors(spec)
+    if layout.HEAD in kept:
+        shapes.setdefault(layout.HEAD, shapes[layout.EMBEDDING])
+    return sum(_tensor_bytes(torch.Size(shape), dtype, kept.get(name)) for name, shape in shapes.items())
+
+
+def _tensor_bytes(shape: torch.Size, dtype: torch.dtype, entry: TensorRecipe | None) -> int:
+    if entry is None or not entry.format.is_integer:
+        return shape.numel() * dtype.itemsize
+    if entry.format is Format.INT4:
+        return shape.numel() // 2 + shape.numel() // entry.group * 2
+    return shape.numel() + shape[0] * 4
 
 
 def load_weights(
@@ -74,39 +114,70 @@ def load_weights(
     dtype: torch.dtype,
     norm_dtype: torch.dtype,
     device: torch.device,
+    overlay: Overlay | None = None,
 ) -> Weights:
-    """Read the model. Peak memory is the result plus one read chunk."""
-    reader = _Reader(spec, tensors, dtype, norm_dtype, device)
-    embedding = reader.read(layout.EMBEDDING, spec.vocabulary_size, spec.hidden_size)
-    return Weights(
-        embedding=embedding,
-        layers=tuple(reader.read_layer(layout.layer_prefix(layer)) for layer in range(spec.layer_count)),
-        final_norm=reader.read_norm(layout.FINAL_NORM, spec.hidden_size),
-        head=Projection(embedding if spec.tied_head else reader.read(layout.HEAD, *embedding.shape), None),
-        size_bytes=weight_bytes(spec, dtype),
-    )
+    """Read the model. Peak memory is the result plus one read chunk, or one packed projection unpacked."""
+    reader = LayerReader(spec, tensors, dtype, norm_dtype, device, overlay)
+    embedding = reader.read_embedding()
+    layers = tuple(reader.read_layer(layer) for layer in range(spec.layer_count))
+    final_norm, head = reader.read_final_norm(), reader.read_head(embedding)
+    entries = {name: entry for name in _all_names(spec) if (entry := reader.entry(name)) is not None}
+    return Weights(embedding, layers, final_norm, head, weight_bytes(spec, dtype, entries))
+
+
+def _all_names(spec: ModelSpec) -> list[str]:
+    return [*layout.expected_tensors(spec), *([layout.HEAD] if spec.tied_head else [])]
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class LayerReader:
+    """Reads parts of a model, one at a time."""
+
     spec: ModelSpec
     tensors: CheckpointTensors
     dtype: torch.dtype
     norm_dtype: torch.dtype
     device: torch.device
+    overlay: Overlay | None = None
 
-    def read(self, name: str, *shape: int) -> torch.Tensor:
-        tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
-        self.tensors.read_into(name, tensor)
-        return tensor
+    def entry(self, name: str) -> TensorRecipe | None:
+        """How the overlay keeps a tensor."""
+        return None if self.overlay is None else self.overlay.entry(name)
+
+    def read_embedding(self) -> Matrix:
+        return self._read_matrix(layout.EMBEDDING)
+
+    def read_final_norm(self) -> torch.Tensor:
+        return self.read_norm(layout.FINAL_NORM, self.spec.hidden_size)
+
+    def read_head(self, embedding: Matrix) -> Projection:
+        """The output head; the embedding itself when tied, unless the overlay keeps a copy of its own."""
+        entry = self.entry(layout.HEAD)
+        if self.spec.tied_head and entry is None:
+            return Projection(embedding, None)
+        return Projection(self._read_matrix(layout.HEAD), None, entry.input_scale if entry else 0.0)
+
+    def _read_matrix(self, name: str) -> Matrix:
+        entry = self.entry(name)
+        if self.overlay is not None and entry is not None and entry.format.is_integer:
+            return packed.pack(*self.overlay.codes(name)).to(self.device)
+        matrix = torch.empty(self.spec.vocabulary_size, self.spec.hidden_size, dtype=self.dtype, device=self.device)
+        self._read_into(name, matrix)
+        return matrix
+
+    def _read_into(self, name: str, destination: torch.Tensor) -> None:
+        if self.overlay is not None and self.overlay.entry(name) is not None:
+            destination.copy_(self.overlay.plain(name))
+        else:
+            self.tensors.read_into(name, destination)
 
     def read_norm(self, name: str, size: int) -> torch.Tensor:
         tensor = torch.empty(size, dtype=self.norm_dtype, device=self.device)
-        self.tensors.read_into(name, tensor)
+        self._read_into(name, tensor)
         return tensor
 
-    def read_layer(self, prefix: str) -> LayerWeights:
-        spec, hidden = self.spec, self.spec.hidden_size
+    def read_layer(self, layer: int) -> LayerWeights:
+        prefix, spec, hidden = layout.layer_prefix(layer), self.spec, self.spec.hidden_size
         gate_up = ("gate_up_proj",) if spec.fused_gate_up else ("gate_proj", "up_proj")
         return LayerWeights(
             attention_norm=self.read_norm(f"{prefix}input_layernorm.weight", hidden),
@@ -131,16 +202,40 @@ class _Reader:
         )
 
     def _read_stacked(
-        self, names: tuple[str, ...], outputs: tuple[int, ...], inputs: int, has_bias: bool
+        self,
+        names: tuple[str, ...],
+        outputs: tuple[int, ...],
+        inputs: int,
+        has_bias: bool,
+        reorder: Callable[[torch.Tensor], None] = lambda _: None,
     ) -> Projection:
-        weight = torch.empty(sum(outputs), inputs, dtype=self.dtype, device=self.device)
+        """Projections of one input as one; `reorder` permutes the rows of whatever belongs to them, in place."""
         bias = torch.empty(sum(outputs), dtype=self.dtype, device=self.device) if has_bias else None
-        for name, rows in zip(names, torch.split(weight, list(outputs)), strict=True):
-            self.tensors.read_into(f"{name}.weight", rows)
         if bias is not None:
             for name, part in zip(names, torch.split(bias, list(outputs)), strict=True):
-                self.tensors.read_into(f"{name}.bias", part)
+                self._read_into(f"{name}.bias", part)
+            reorder(bias)
+        entry = self._common_entry(names)
+        if self.overlay is not None and entry is not None and entry.format.is_integer:
+            parts = [self.overlay.codes(f"{name}.weight") for name in names]
+            codes, scales = (torch.cat(part) for part in zip(*parts, strict=True))
+            reorder(codes)
+            reorder(scales)
+            return Projection(packed.pack(codes, scales).to(self.device), bias, entry.input_scale)
+        weight = torch.empty(sum(outputs), inputs, dtype=self.dtype, device=self.device)
+        for name, rows in zip(names, torch.split(weight, list(outputs)), strict=True):
+            self._read_into(f"{name}.weight", rows)
+        reorder(weight)
         return Projection(weight, bias)
+
+    def _common_entry(self, names: tuple[str, ...]) -> TensorRecipe | None:
+        """The format that tensors of one projection share. Raises RecipeError if they do not."""
+        entries = [self.entry(f"{name}.weight") for name in names]
+        kinds = [(e.format, e.group, e.input_scale) if e and e.format.is_integer else None for e in entries]
+        for name, kind in zip(names, kinds, strict=True):
+            if kind != kinds[0]:
+                raise RecipeError(f"recipe: {name}.weight: expected the format of {names[0]}.weight, found another")
+        return entries[0]
 
     def _read_query_key_value(self, prefix: str) -> Projection:
         spec = self.spec
@@ -148,13 +243,13 @@ class _Reader:
             heads * spec.head_size for heads in (spec.query_heads, spec.key_value_heads, spec.key_value_heads)
         )
         names = tuple(f"{prefix}{name}_proj" for name in "qkv")
-        stacked = self._read_stacked(names, sizes, spec.hidden_size, spec.query_key_value_bias)
+        return self._read_stacked(names, sizes, spec.hidden_size, spec.query_key_value_bias, self._pair_heads)
+
+    def _pair_heads(self, rows: torch.Tensor) -> None:
+        spec = self.spec
         if not spec.rope.interleaved:
-            for tensor in (stacked.weight, stacked.bias):
-                if tensor is not None:
-                    for head in torch.split(tensor, spec.head_size)[: spec.query_heads + spec.key_value_heads]:
-                        pair_neighbours(head, spec.rope.rotary_size)
-        return stacked
+            for head in torch.split(rows, spec.head_size)[: spec.query_heads + spec.key_value_heads]:
+                pair_neighbours(head, spec.rope.rotary_size)
 
     def _read_head_norm(self, name: str) -> torch.Tensor | None:
         if not self.spec.query_key_norm:
