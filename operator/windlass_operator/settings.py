@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from windlass_contract.endpoints import METRICS_PATH, RUNTIME_PORT
 from windlass_operator.api.meta import DNS_LABEL, QUANTITY
+from windlass_operator.cluster.gateways import GATEWAY_URL
 from windlass_operator.domain.fleet import FleetSettings, Platform
 from windlass_operator.errors import SettingsError
 from windlass_operator.variables import Rules, parse_variables
@@ -69,6 +70,8 @@ class OperatorSettings:
     """Longest time of one API request, in seconds. 1 to 300."""
     watch_timeout_s: int = 300
     """Seconds after which the server ends a watch, so that it is made anew. 30 to 3600."""
+    gateway_url: str = GATEWAY_URL
+    """Where a gateway's metrics are, with {ip} and {pod} filled in; they tell when a sleeping service is asked for."""
     page_size: int = 500
     """Objects per page of a listing. 10 to 10000."""
     usage_source: str = "none"
@@ -127,6 +130,7 @@ PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
         r"^https?://([^\s{}]|\{(ip|namespace|pod)\})+$",
         "an http or https address with no places but {ip}, {namespace} and {pod}",
     ),
+    "gateway_url": (r"^https?://\S+$", "an http or https address"),
     "log_level": (r"^(DEBUG|INFO|WARNING|ERROR)$", "DEBUG, INFO, WARNING or ERROR"),
     "fleet.runtime_image": (r"^[^\s]+$", "an image reference"),
     "fleet.gateway_namespace": (DNS_LABEL, "a namespace name"),

@@ -82,6 +82,10 @@ app.kubernetes.io/component: gateway
   resources: [secrets]
   resourceNames: [{{ include "windlass.routesSecretName" . }}]
   verbs: [get, patch]
+# Find the gateways, which tell what sleeping services are asked for.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list]
 {{- end }}
 
 {{/* A role and its binding to the gateway: (dict "root" $ "name" NAME "namespace" NAMESPACE "rules" RULES). */}}

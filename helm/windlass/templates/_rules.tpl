@@ -25,6 +25,14 @@ narrowed to the operator's own objects, because RBAC knows no label selectors.
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+# Let the pod with the least to lose go first when a service shrinks: its deletion cost.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [patch]
+# Learn what replicas compute, before one is stopped.
+- apiGroups: [custom.metrics.k8s.io]
+  resources: [pods/windlass_requests_running, pods/windlass_requests_waiting, pods/windlass_kv_use_ratio]
+  verbs: [get]
 # Give each service its launch settings, an address, and an account without a token.
 - apiGroups: [""]
   resources: [configmaps, services, serviceaccounts]

@@ -11,6 +11,7 @@ Rules that keep other writers and people safe:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,15 @@ from typing import Any, Final
 
 from windlass_operator import errors
 from windlass_operator.cluster.kubernetes_cache import Cached, ObjectCache, owner_uid_of, replicas_managers
-from windlass_operator.cluster.kubernetes_client import KubernetesClient, NotFound
+from windlass_operator.cluster.kubernetes_client import MERGE, KubernetesClient, NotFound
 from windlass_operator.cluster.kubernetes_compare import applied_hash, differences, hash_manifest, merge_patch
 from windlass_operator.cluster.kubernetes_events import EventRecorder, notes_of_status
-from windlass_operator.cluster.kubernetes_fold import parse_owner, render_owner
+from windlass_operator.cluster.kubernetes_fold import deletion_cost_of, is_ready, parse_owner, render_owner
 from windlass_operator.cluster.kubernetes_kinds import (
+    ACTIVATOR_MANAGER,
     APPLIED_HASH,
     CHILDREN,
+    DELETION_COST,
     FIELD_MANAGER,
     FLEET_OWNER_UID,
     HANDOVER_MANAGER,
@@ -142,6 +145,39 @@ class KubernetesCluster:
     async def apply_fleet(self, children: Sequence[Manifest]) -> Applied:
         """Apply objects that belong to the installation as a whole. Same rules and errors as `apply`."""
         return await self._apply_all(None, FLEET_OWNER_UID, [stamp_fleet(child) for child in children])
+
+    async def scale(self, owner: Key, replicas: int) -> None:
+        """Set the number of replicas of a service's Deployment, as an autoscaler does. Raises RetryLater."""
+        ref = Ref("Deployment", owner.namespace, owner.name)
+        live = await self._client.get(ref)
+        if live is None or live["spec"].get("replicas") == replicas:
+            return
+        # The version makes the server refuse with a conflict if an autoscaler wrote since.
+        metadata = {key: live["metadata"][key] for key in ("uid", "resourceVersion")}
+        await self._patch(ref, {"metadata": metadata, "spec": {"replicas": replicas}}, "scale", ACTIVATOR_MANAGER)
+
+    def deletion_costs(self, owner: Key) -> dict[str, int]:
+        """Return the deletion costs of a service's ready pods; 0 where none is set, as Kubernetes counts."""
+        found = [one.manifest for one in self.cache.instances("Pod", owner.namespace, owner.name) if not one.deleting]
+        return {pod["metadata"]["name"]: deletion_cost_of(pod) for pod in found if is_ready(pod)}
+
+    async def set_deletion_cost(self, owner: Key, pod: str, cost: int) -> None:
+        """Write one pod's deletion cost. A pod that is gone is no error. Raises RetryLater."""
+        body = {"metadata": {"annotations": {DELETION_COST: str(cost)}}}
+        with contextlib.suppress(NotFound):
+            await self._patch(Ref("Pod", owner.namespace, pod), body, "deletion-cost", FIELD_MANAGER)
+
+    async def _patch(self, ref: Ref, body: Mapping[str, Any], verb: str, manager: str) -> None:
+        async with self._leadership.writing():
+            reply = await self._client.request(
+                "PATCH",
+                KINDS[ref.kind].path(ref.namespace, ref.name),
+                body,
+                content_type=MERGE,
+                params={"fieldManager": manager},
+            )
+        self._count_write(ref.kind, verb)
+        self._take_reply(reply)
 
     async def report(self, owner: Key, status: Manifest) -> bool:
         """See Cluster.report."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from windlass_operator.api.v1alpha1.inference_service import Failure
 from windlass_operator.cluster.kubernetes_compare import parse_quantity
-from windlass_operator.cluster.kubernetes_kinds import OWNER
+from windlass_operator.cluster.kubernetes_kinds import DELETION_COST, OWNER
 from windlass_operator.domain import labels
 from windlass_operator.domain.snapshot import Key, Node, Taking, TakingCause, Workload
 
@@ -25,6 +25,8 @@ STARTING: Final = frozenset({"ContainerCreating", "PodInitializing"})
 AMBIGUOUS: Final = "AmbiguousSelector"
 """Reason of an autoscaler that met another one on the same pods."""
 _TAKING: Final = re.compile(rf"(\d{{1,12}}):(\d{{1,6}}):(\d{{1,6}}):({'|'.join(TakingCause)})")
+SHRINKS_SOON: Final = "ScaleDownStabilized"
+"""Reason of an autoscaler that would shrink, were it not for a higher recommendation of late."""
 OWN_KINDS: Final = frozenset({"InferenceService", "Tenant", "GPUClass"})
 
 
@@ -84,7 +86,7 @@ def fold_workload(
     template = deployment["spec"].get("template", {})
     return Workload(
         replicas=len(staying),
-        ready=sum(_is_ready(pod) for pod in staying),
+        ready=sum(is_ready(pod) for pod in staying),
         updated=len(updated),
         updated_ready=min(len(updated), int((newest or {}).get("status", {}).get("availableReplicas") or 0)),
         wanted=wanted,
@@ -98,6 +100,7 @@ def fold_workload(
         autoscaler_judged=bool(_condition(autoscaler or {}, "ScalingActive")),
         autoscaler_problem=_autoscaler_problem(autoscaler),
         foreign_scaler=_foreign_scaler(autoscaler),
+        shrinks_soon=_condition(autoscaler or {}, "AbleToScale").get("reason") == SHRINKS_SOON,
         startup_s=_startup_s(staying),
         last_failure=_last_failure(pods),
         takings=_takings(deployment),
@@ -148,8 +151,15 @@ def _condition(manifest: Json, kind: str) -> Mapping[str, Any]:
     return next((condition for condition in conditions if condition.get("type") == kind), {})
 
 
-def _is_ready(pod: Json) -> bool:
+def is_ready(pod: Json) -> bool:
+    """Whether a pod serves."""
     return _condition(pod, "Ready").get("status") == "True"
+
+
+def deletion_cost_of(pod: Json) -> int:
+    """A pod's deletion cost; 0 where it has none, or one that Kubernetes would not take."""
+    text = (pod["metadata"].get("annotations") or {}).get(DELETION_COST, "0")
+    return int(text) if text.removeprefix("-").isdecimal() else 0
 
 
 def _devices(pod_spec: Json) -> int:
@@ -213,7 +223,7 @@ def _startup_s(pods: Iterable[Json]) -> int:
     times = [
         _seconds_between(pod["metadata"].get("creationTimestamp"), _condition(pod, "Ready").get("lastTransitionTime"))
         for pod in pods
-        if _is_ready(pod)
+        if is_ready(pod)
     ]
     return min((time for time in times if time is not None), default=0)
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from windlass_operator.cluster.kubernetes_kinds import CHILDREN, OWNER
+from windlass_operator.cluster.kubernetes_kinds import CHILDREN, DELETION_COST, OWNER
 
 Json = dict[str, Any]
 
@@ -64,7 +64,7 @@ def _trim_replica_set(manifest: Mapping[str, Any]) -> Json:
 def _trim_pod(manifest: Mapping[str, Any]) -> Json:
     spec, status = manifest.get("spec") or {}, manifest.get("status") or {}
     created = {key: manifest["metadata"][key] for key in (CREATED,) if key in manifest["metadata"]}
-    head = _head(manifest)
+    head = _head(manifest, DELETION_COST)
     return {
         **head,
         "metadata": {**head["metadata"], **created},

@@ -89,6 +89,8 @@ class Workload:
     """Whether the autoscaler has looked at the workload since it was made."""
     autoscaler_problem: str = ""
     """Why the autoscaler cannot act, in its own words; empty while it can."""
+    shrinks_soon: bool = False
+    """Whether the autoscaler wants fewer replicas and only waits for its delay."""
     startup_s: int = 0
     """How long the quickest of its ready pods took from creation to ready; 0 while none is."""
     foreign_scaler: str = ""

@@ -15,23 +15,28 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 from windlass_operator import errors
+from windlass_operator.cluster.gateways import SELECTOR as GATEWAYS
+from windlass_operator.cluster.gateways import Gateways
 from windlass_operator.cluster.kubernetes import KubernetesCluster
 from windlass_operator.cluster.kubernetes_access import AccessLoader, access_loader
 from windlass_operator.cluster.kubernetes_audit import AuditTimes, WatchAudit
 from windlass_operator.cluster.kubernetes_client import KubernetesClient
 from windlass_operator.cluster.kubernetes_discovery import TRIAL_NAMESPACE, Discovery
 from windlass_operator.cluster.kubernetes_events import EventRecorder
-from windlass_operator.cluster.kubernetes_kinds import OWNERS
+from windlass_operator.cluster.kubernetes_kinds import KINDS, OWNERS
 from windlass_operator.cluster.kubernetes_lease import LeaderElector, Leadership, LeaseTimes
 from windlass_operator.cluster.kubernetes_routes import RoutesSecret
+from windlass_operator.cluster.pod_metrics import PodMetrics
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.reconcile import probes, watch
+from windlass_operator.reconcile.activation import Activator
+from windlass_operator.reconcile.coldness import ColdnessKeeper
 from windlass_operator.reconcile.costs import CostBook, CostKeeper, CostMetrics, ReadTokens
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, Backoff, KeyedQueue, Rate
 from windlass_operator.reconcile.reconciler import Reconciler, Workers
@@ -75,6 +80,8 @@ class Operator:
     costs: CostKeeper
     routes: RoutePublisher | None = None
     """None: there is no gateway."""
+    activator: Activator | None = None
+    coldness: ColdnessKeeper | None = None
     discovered: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once somebody has tried to learn what the cluster offers."""
     probe_port: int = 0
@@ -260,7 +267,30 @@ def build_operator(
             _build_routes(settings, client, leadership, cluster, metrics, random_source, lambda: parts[0]),
         )
     )
+    pod_metrics = PodMetrics(client)
+    parts[0].activator = Activator(
+        Gateways(lambda: _list_gateways(settings, client), settings.gateway_url),
+        pod_metrics,
+        cluster.scale,
+        picture=cluster.picture,
+        settings=settings.fleet,
+        may_work=lambda: parts[0].wait_for_work(),
+        clock=clock,
+        wall_clock=_wall_clock,
+    )
+    parts[0].coldness = ColdnessKeeper(
+        pod_metrics,
+        cluster.set_deletion_cost,
+        cluster.deletion_costs,
+        picture=cluster.picture,
+        may_work=lambda: parts[0].wait_for_work(),
+        clock=clock,
+    )
     return parts[0]
+
+
+def _list_gateways(settings: OperatorSettings, client: KubernetesClient) -> AsyncIterator[dict[str, Any]]:
+    return client.list_items(KINDS["Pod"].path(settings.fleet.gateway_namespace), GATEWAYS)
 
 
 def _build_routes(
@@ -306,6 +336,8 @@ async def run_operator(
             await _run_parts(operator, stop)
         finally:
             await runner.cleanup()
+            if operator.activator is not None:
+                await operator.activator.close()
 
 
 async def _require_cluster(client: KubernetesClient) -> None:
@@ -352,6 +384,7 @@ async def _run_parts(operator: Operator, stop: asyncio.Event) -> None:
             ("audit", operator.audit.run()),
             ("resync", operator.resync()),
             ("discovery", operator.discover()),
+            *_followers(operator),
             ("fleet", operator.apply_fleet()),
             ("events", operator.events.run()),
             ("costs", operator.costs.run()),
@@ -368,6 +401,16 @@ async def _run_parts(operator: Operator, stop: asyncio.Event) -> None:
     finally:
         await _stop_parts(operator, workers, elector, [waiting, *others], watching)
     _raise_failures(done - {waiting})
+
+
+def _followers(operator: Operator) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+    """Parts that follow the load."""
+    found: list[tuple[str, Coroutine[Any, Any, None]]] = []
+    if operator.activator is not None:
+        found.append(("activation", operator.activator.run()))
+    if operator.coldness is not None:
+        found.append(("deletion costs", operator.coldness.run()))
+    return found
 
 
 async def _keep_watching(operator: Operator, stop: asyncio.Event) -> None:

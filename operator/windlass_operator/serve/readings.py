@@ -128,6 +128,8 @@ def read_demand(
     it would have said might keep the last replica alive.
     """
     subject = f"requests of InferenceService {namespace}/{service}"
+    if demand.asked == 0:
+        raise NoValue(f"{subject}: expected a gateway, which alone could wake it again, found none")
     if demand.missing:
         raise NoValue(f"{subject}: expected an answer of all {demand.asked} gateways, {demand.missing} gave none")
     ready = [

@@ -52,6 +52,7 @@ def rules_of(manifests: list[Manifest]) -> dict[tuple[str, str], list[Manifest]]
 
 ENDPOINTS = {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]}
 READ_TABLE = {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET], "verbs": ["list", "watch"]}
+FIND_GATEWAYS = {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}
 WRITE_TABLE = {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET], "verbs": ["get", "patch"]}
 
 
@@ -116,7 +117,7 @@ def test_its_rights_are_few(render: Render) -> None:
     assert rules_of(render(gateway())) == {
         ("", NAME): [ENDPOINTS],
         ("windlass-system", SECRET): [READ_TABLE],
-        ("windlass-system", "windlass-operator-routes"): [WRITE_TABLE],
+        ("windlass-system", "windlass-operator-routes"): [WRITE_TABLE, FIND_GATEWAYS],
     }
 
 

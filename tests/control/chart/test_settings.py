@@ -37,6 +37,7 @@ OTHERS: dict[str, Any] = {
     "fleet.runtime_image": "example.com/runtime@sha256:0",
     "fleet.cluster_domain": "example.com",
     "fleet.currency": "EUR",
+    "gateway_url": "https://{ip}:9443/metrics",
     "fleet.autoscaler": "ScaledObject",
     "fleet.prometheus_url": "http://prometheus.monitoring:9090",
     "fleet.realtime_priority": 1_000_000_000,

@@ -144,9 +144,13 @@ async def test_a_demand_that_may_be_too_low_is_not_told(world: World) -> None:
     code, body = await ask(world, f"{SERVICES}/chat/{SERVICE_DEMAND}")
     assert (code, "all 2 gateways, 1 gave none" in body["message"]) == (404, True)
 
-    world.pods, world.demand = World().pods, Demand()
+    world.pods, world.demand = World().pods, Demand(asked=1)
     code, body = await ask(world, f"{SERVICES}/chat/{SERVICE_DEMAND}")
     assert (code, "found 2 of 4" in body["message"]) == (404, True)
+
+    world.demand = Demand()
+    code, body = await ask(world, f"{SERVICES}/chat/{SERVICE_DEMAND}")
+    assert (code, "expected a gateway" in body["message"]) == (404, True)
 
 
 async def test_a_pod_has_no_demand(world: World) -> None:
