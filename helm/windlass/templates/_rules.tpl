@@ -41,6 +41,12 @@ narrowed to the operator's own objects, because RBAC knows no label selectors.
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
   verbs: [get, list, watch, create, patch, delete]
+{{- if .Values.fleet.prometheusUrl }}
+# The same through KEDA, where the cluster has it.
+- apiGroups: [keda.sh]
+  resources: [scaledobjects]
+  verbs: [get, create, patch, delete]
+{{- end }}
 # Keep enough replicas ready while nodes are drained.
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]

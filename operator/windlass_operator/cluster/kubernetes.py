@@ -18,7 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from windlass_operator import errors
-from windlass_operator.cluster.kubernetes_cache import Cached, ObjectCache, owner_uid_of, replicas_managers
+from windlass_operator.cluster.kubernetes_cache import (
+    Cached,
+    ObjectCache,
+    has_another_controller,
+    owner_uid_of,
+    replicas_managers,
+)
 from windlass_operator.cluster.kubernetes_client import MERGE, KubernetesClient, NotFound
 from windlass_operator.cluster.kubernetes_compare import applied_hash, differences, hash_manifest, merge_patch
 from windlass_operator.cluster.kubernetes_events import EventRecorder, notes_of_status
@@ -32,6 +38,7 @@ from windlass_operator.cluster.kubernetes_kinds import (
     FLEET_OWNER_UID,
     HANDOVER_MANAGER,
     KINDS,
+    OPTIONAL,
     OWNER,
     OWNER_UID,
     Ref,
@@ -46,8 +53,8 @@ from windlass_operator.domain.snapshot import Key, Snapshot
 
 log = logging.getLogger(__name__)
 
-PRUNED_KINDS: Final = frozenset(kind.kind for kind in CHILDREN)
-PRUNED_FIRST: Final = frozenset({"HorizontalPodAutoscaler"})
+PRUNED_KINDS: Final = frozenset(kind.kind for kind in CHILDREN + OPTIONAL)
+PRUNED_FIRST: Final = frozenset({"HorizontalPodAutoscaler", "ScaledObject"})
 """Deleted before anything is applied: a running autoscaler would fight the replica count we are about to claim."""
 WriteCounter = Callable[[str, str], None]
 """Called with kind and verb after every write."""
@@ -78,6 +85,8 @@ class KubernetesCluster:
         self._count_write = count_write
         self._snapshots = SnapshotBuilder(self.cache)
         self._settled: dict[Ref, _Settled] = {}
+        self._absent: set[Ref] = set()
+        """Objects of optional kinds that are known not to be there."""
         self._filling: tuple[str, ...] = ("all kinds",)
 
     # -- feeding -------------------------------------------------------------------------------------------------------
@@ -212,6 +221,8 @@ class KubernetesCluster:
 
     async def _apply_all(self, owner: Key | None, owner_uid: str, wanted: Sequence[Manifest]) -> Applied:
         refs = {ref_of(child) for child in wanted}
+        if owner is not None and owner.kind == "InferenceService" and self._snapshots.capabilities.has_keda:
+            await self._read_optional(owner, owner_uid, refs)
         pruned = [ref for ref in self._unwanted(owner_uid, refs) if ref.kind in PRUNED_FIRST and await self._prune(ref)]
         written: list[str] = []
         problems: dict[str, str] = {}
@@ -230,6 +241,25 @@ class KubernetesCluster:
         if owner is not None:
             self._snapshots.touch(owner)
         return Applied(tuple(written), tuple(_name(ref, owner) for ref in pruned), problems)
+
+    async def _read_optional(self, owner: Key, owner_uid: str, wanted: set[Ref]) -> None:
+        """Learn what is there of kinds that are not watched. Raises RetryLater while one of them leaves.
+
+        One that is not wanted is looked for once, and then until it is gone: two scalers must never meet.
+        """
+        for kind in OPTIONAL:
+            ref = Ref(kind.kind, owner.namespace, owner.name)
+            if ref not in wanted and ref in self._absent:
+                continue
+            live = await self._client.get_recent(ref)
+            if live is None:
+                self.cache.remove(ref)
+                self._absent.add(ref)
+                continue
+            self._absent.discard(ref)
+            self.cache.absorb_reply(live)
+            if "deletionTimestamp" in live["metadata"] and owner_uid_of(live) == owner_uid:
+                raise errors.RetryLater(f"{ref} is being deleted; another scaler takes over once it is gone", 2.0)
 
     async def _apply_one(self, ref: Ref, wanted: Manifest, owner_uid: str) -> bool:
         cached = self.cache.get(ref)
@@ -321,6 +351,7 @@ class KubernetesCluster:
             and ref.kind in PRUNED_KINDS
             and labels.is_prunable(cached.manifest)
             and not cached.deleting
+            and not has_another_controller(cached.manifest, owner_uid)
         ]
 
     async def _prune(self, ref: Ref) -> bool:
@@ -336,6 +367,8 @@ class KubernetesCluster:
         self._settled.pop(ref, None)
         self._snapshots.touch_object(cached.manifest)
         self._count_write(ref.kind, "delete")
+        if ref.kind in {kind.kind for kind in OPTIONAL} and await self._client.get(ref) is not None:
+            raise errors.RetryLater(f"{ref} is being deleted; another scaler takes over once it is gone", 2.0)
         return deleted
 
     def _take_reply(self, reply: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from windlass_operator.cluster.kubernetes_kinds import OWNER_UID, WATCHED, Ref, ref_of
+from windlass_operator.cluster.kubernetes_kinds import OPTIONAL, OWNER_UID, WATCHED, Ref, ref_of
 from windlass_operator.cluster.kubernetes_trim import Pool, trim
 from windlass_operator.domain import labels
 
@@ -48,7 +48,7 @@ class ObjectCache:
     """All watched objects by identity, and children by their owner's uid."""
 
     def __init__(self) -> None:
-        self._objects: dict[str, dict[Ref, Cached]] = {kind.kind: {} for kind in WATCHED}
+        self._objects: dict[str, dict[Ref, Cached]] = {kind.kind: {} for kind in WATCHED + OPTIONAL}
         self._children: dict[str, set[Ref]] = defaultdict(set)
         self._instances: dict[tuple[str, str, str], set[Ref]] = defaultdict(set)
         self._pool = Pool()
@@ -152,6 +152,12 @@ class ObjectCache:
 def owner_uid_of(manifest: Mapping[str, Any]) -> str:
     """Return the owner-uid label; empty for objects that are not our children."""
     return str((manifest["metadata"].get("labels") or {}).get(OWNER_UID, ""))
+
+
+def has_another_controller(manifest: Mapping[str, Any], owner_uid: str) -> bool:
+    """Whether somebody else made the object and copied our labels to it, as KEDA does for its autoscalers."""
+    references = manifest["metadata"].get("ownerReferences") or ()
+    return any(reference.get("controller") and reference.get("uid") != owner_uid for reference in references)
 
 
 def instance_of(manifest: Mapping[str, Any]) -> str:

@@ -96,6 +96,10 @@ CHILDREN: Final = (
 )
 """What we apply and prune: watched by the managed-by label."""
 
+OPTIONAL: Final = (ApiKind("keda.sh/v1alpha1", "ScaledObject", "scaledobjects"),)
+"""What we apply and prune where the cluster serves it. Not watched: kopf would look for kinds that are not there, so
+each is read whenever its owner is reconciled."""
+
 WORKLOAD_PARTS: Final = (
     ApiKind("apps/v1", "ReplicaSet", "replicasets"),
     ApiKind("v1", "Pod", "pods"),
@@ -106,7 +110,7 @@ NODES: Final = (ApiKind("v1", "Node", "nodes", namespaced=False),)
 """Machines: watched whole, never written."""
 
 WATCHED: Final = OWNERS + CHILDREN + WORKLOAD_PARTS + NODES
-KINDS: Final = {kind.kind: kind for kind in WATCHED}
+KINDS: Final = {kind.kind: kind for kind in WATCHED + OPTIONAL}
 LABELLED: Final = frozenset(kind.kind for kind in CHILDREN + WORKLOAD_PARTS)
 """Kinds of which only objects with our managed-by label are watched."""
 

@@ -8,6 +8,7 @@ from windlass_operator.domain import labels
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.labels import selector_labels
 from windlass_operator.domain.plan import Action, ServicePlan
+from windlass_operator.domain.scaling import Scaler, ScalingPlan
 from windlass_operator.domain.snapshot import Taking
 from windlass_operator.render.autoscaler import render_autoscaler
 from windlass_operator.render.disruption_budget import render_disruption_budget
@@ -15,6 +16,7 @@ from windlass_operator.render.launch import render_launch
 from windlass_operator.render.manifest import Manifest, service_child
 from windlass_operator.render.network_policy import render_service_policy
 from windlass_operator.render.pod import render_pod_template
+from windlass_operator.render.scaled_object import render_scaled_object
 from windlass_operator.render.service import render_account, render_cluster_service
 
 _PROGRESS_MARGIN_S = 600
@@ -34,10 +36,16 @@ def render_service(plan: ServicePlan, settings: FleetSettings) -> tuple[Manifest
         render_deployment(plan, settings),
     ]
     if plan.scaling is not None:
-        children.append(render_autoscaler(plan, plan.scaling))
+        children.append(_render_scaler(plan, plan.scaling, settings))
     if plan.rollout.min_available > 0:
         children.append(render_disruption_budget(plan))
     return tuple(children)
+
+
+def _render_scaler(plan: ServicePlan, scaling: ScalingPlan, settings: FleetSettings) -> Manifest:
+    if scaling.scaler is Scaler.SCALED_OBJECT:
+        return render_scaled_object(plan, scaling, settings)
+    return render_autoscaler(plan, scaling)
 
 
 def render_deployment(plan: ServicePlan, settings: FleetSettings) -> Manifest:
