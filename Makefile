@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.windlass-installed
 PYTEST ?= $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test control-plane e2e conformance verify lock lint format types layers generate manifests images model bench bench-control-plane bench-gateway gpu-check clean
+.PHONY: help setup demo test control-plane e2e conformance verify lock lint format types layers generate manifests images model bench bench-autoscaling bench-control-plane bench-gateway gpu-check clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 16
@@ -74,6 +74,9 @@ bench: $(STAMP)  ## compare decoding on this CPU with transformers; needs a quie
 
 bench-gateway: $(STAMP)  ## hold thousands of streams open through the gateway to simulated replicas; needs a quiet machine
 	$(BIN)/python benchmarks/gateway_streams.py --output build/gateway_streams.json
+
+bench-autoscaling: $(STAMP)  ## compare our scaling with CPU scaling on one trace, in virtual time
+	$(BIN)/python benchmarks/autoscaling_trace.py --output build/autoscaling_trace.json --plot build/autoscaling.svg
 
 bench-control-plane: $(STAMP)  ## compare the operator with KubeRay and with none on a real control plane; needs Go and a quiet machine
 	PYTHONPATH=tests $(BIN)/python benchmarks/control_plane.py --repeats 3 --idle 5000 --output build/control_plane.json
