@@ -87,6 +87,9 @@ class Activator:
                 if str(exc) != problem:
                     log.warning("Sleeping services cannot be woken now. error=%s", exc)
                 problem = str(exc)
+            except Exception:
+                # The loop of this part: a bug met by one sleeping service must not stop the control plane.
+                log.exception("Sleeping services not looked at by a bug.")
             await asyncio.sleep(LOOK_S)
 
     async def close(self) -> None:

@@ -52,7 +52,11 @@ class ColdnessKeeper:
         """Look for ever, while leading."""
         while True:
             await self._may_work()
-            await self.look()
+            try:
+                await self.look()
+            except Exception:
+                # The loop of this part: a bug in a hint to Kubernetes must not stop the control plane.
+                log.exception("Deletion costs not kept by a bug.")
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:
