@@ -5,11 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
+import aiohttp.http_exceptions
 from aiohttp import web
 
 from windlass_gateway import answers
 from windlass_gateway.settings import Settings
+
+BROKEN_BODY: Final = (
+    web.RequestPayloadError,
+    aiohttp.ClientPayloadError,
+    aiohttp.http_exceptions.HttpProcessingError,
+)
+"""Broken chunks, or bytes that are not in the coding they are said to be in."""
 
 
 class BodyStore:
@@ -42,6 +51,8 @@ class BodyStore:
                     chunks.append(chunk)
         except TimeoutError as exc:
             raise answers.Refused(answers.BODY_TIMEOUT) from exc
+        except BROKEN_BODY as exc:
+            raise answers.Refused(answers.MALFORMED) from exc
 
     def _refuse_announced(self, length: int | None) -> None:
         """Refuse by Content-Length alone, before anything is read."""

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from windlass_gateway import answers
+from windlass_gateway.bodies import BROKEN_BODY
 from windlass_gateway.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -45,6 +46,13 @@ class Connection(RequestHandler):
         """Drop the deadline together with the connection."""
         self.head_arrived()
         super().connection_lost(exc)
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Log what the base class could not handle, except that a body is broken: its sender has been told, and whoever
+        sends broken bodies must not fill the log.
+        """
+        if not isinstance(kw.get("exc_info"), BROKEN_BODY):
+            super().log_exception(*args, **kw)
 
     def handle_error(
         self,

@@ -153,6 +153,11 @@ class Upstream:
             raise
         self._picker.answered(replica)
         reply = Reply(replica, response, self._picker, canary)
+        if response.status < 200:
+            # Passed on, it would end HTTP on the client's connection, and a proxy before us would let anything through.
+            with reply:
+                _log.warning("Replica switches protocols. replica=%s request_id=%s", replica.name, call.request_id)
+                raise answers.Refused(answers.REPLICA_FAILED)
         if response.status not in _BUSY:
             return reply
         with reply:
