@@ -46,6 +46,20 @@ class OperatorSettings:
     """Seconds without renewal after which a leader stops writing. 2 to 250, below lease_duration_s."""
     lease_retry_s: float = 2.0
     """Seconds between two looks at the lease. 0.2 to 60, below lease_renew_s."""
+    canary_prometheus_url: str = ""
+    """Address of a Prometheus that scrapes the replicas, by which canaries are judged. Empty: canaries have no data."""
+    canary_prometheus_token_file: str = ""
+    """File with a bearer token for it, read before each query. Empty: none."""
+    canary_prometheus_ca_file: str = ""
+    """File with the authority that signed its certificate. Empty: the system's."""
+    canary_prometheus_matchers: str = ""
+    """Further label matchers for every query, such as `cluster="one"`."""
+    canary_prometheus_namespace_label: str = "namespace"
+    """Label of a series that names the namespace of its pod."""
+    canary_prometheus_pod_label: str = "pod"
+    """Label of a series that names its pod."""
+    canary_probe_url: str = f"http://{{name}}.{{namespace}}:{RUNTIME_PORT}"
+    """Where quality probes reach a revision, with {name} (its Service) and {namespace} filled in."""
     probe_host: str = "0.0.0.0"
     """Address of the server for /healthz, /readyz and /metrics."""
     probe_port: int = 8080
@@ -131,6 +145,10 @@ PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
         "an http or https address with no places but {ip}, {namespace} and {pod}",
     ),
     "gateway_url": (r"^https?://\S+$", "an http or https address"),
+    "canary_prometheus_url": (r"^(https?://\S+)?$", "an http or https address"),
+    "canary_prometheus_namespace_label": (r"^[a-zA-Z_][a-zA-Z0-9_]*$", "a label name"),
+    "canary_prometheus_pod_label": (r"^[a-zA-Z_][a-zA-Z0-9_]*$", "a label name"),
+    "canary_probe_url": (r"^https?://([^\s{}]|\{name\}|\{namespace\})+$", "an address with {name} and {namespace}"),
     "log_level": (r"^(DEBUG|INFO|WARNING|ERROR)$", "DEBUG, INFO, WARNING or ERROR"),
     "fleet.runtime_image": (r"^[^\s]+$", "an image reference"),
     "fleet.gateway_namespace": (DNS_LABEL, "a namespace name"),

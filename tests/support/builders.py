@@ -42,6 +42,11 @@ def build_service(
     )
 
 
+def build_canary(name: str = "next", percent: int = 10, **fields: Any) -> dict[str, Any]:
+    """An entry of spec.canaries; fields are camelCase, as in YAML."""
+    return {"name": name, "trafficPercent": percent, **fields}
+
+
 def build_tenant(
     name: str = "acme",
     namespaces: Sequence[str] = ("team-a",),

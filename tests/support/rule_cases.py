@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from windlass_operator.api import meta
-from windlass_operator.api.v1alpha1 import gpu_class, inference_service, scaling, tenant
+from windlass_operator.api.v1alpha1 import canary, gpu_class, inference_service, scaling, tenant
 
 Manifest = dict[str, Any]
 
@@ -118,9 +118,89 @@ def _zero(kind: str, least: int = 0, at_night: int | None = None) -> Manifest:
     return service({"scaling": fields})
 
 
+def _canary(**fields: Any) -> Manifest:
+    return {"name": "next", "trafficPercent": 10, **fields}
+
+
+def _canaries(*canaries: Manifest, name: str = "chat") -> Manifest:
+    return service({"canaries": list(canaries)}, name=name)
+
+
+def _analysis(*metrics: Manifest, **fields: Any) -> Manifest:
+    return _canaries(_canary(analysis={"metrics": list(metrics), **fields}))
+
+
+_ERRORS = {"type": "ErrorRate", "threshold": 5}
+_PROBE = {"type": "QualityProbe", "threshold": 90}
 _DIGESTS = ["0" * 64, "1" * 64]
 _BAD_KEYS = ("-a", "a_b/c", "a/b/c", "a b", "", "a/", "/a")
 _GOOD_KEYS = ("a", "team", "Example.com_x", "example.com/team", "a.b-c/D_e.f")
+
+_CANARY_CASES = (
+    RuleCase(
+        "name fits canaries",
+        inference_service.NAME_FITS_CANARIES,
+        "spec.canaries",
+        (_canaries(_canary(name="c" * 24), name="a" * 21), _canaries(_canary(name="c" * 5), name="a" * 40)),
+        (_canaries(_canary(name="c" * 24), name="a" * 22), _canaries(_canary(name="c" * 6), name="a" * 40)),
+    ),
+    RuleCase(
+        "shares of canaries add up",
+        inference_service.SHARES_ADD_UP,
+        "spec.canaries",
+        (
+            _canaries(_canary(trafficPercent=100)),
+            _canaries(_canary(trafficPercent=0), _canary(name="b", trafficPercent=100)),
+            _canaries(*(_canary(name=name, trafficPercent=25) for name in "abcd")),
+        ),
+        (
+            _canaries(_canary(trafficPercent=1), _canary(name="b", trafficPercent=100)),
+            _canaries(*(_canary(name=name, trafficPercent=26) for name in "abcd")),
+        ),
+    ),
+    RuleCase(
+        "steps lead up to the share",
+        inference_service.STEPS_LEAD_UP,
+        "spec.canaries[0].analysis.steps",
+        (_analysis(_ERRORS, steps=[1, 9]), _analysis(_ERRORS, steps=[]), _analysis(_ERRORS)),
+        (_analysis(_ERRORS, steps=[10]), _analysis(_ERRORS, steps=[1, 50])),
+    ),
+    RuleCase(
+        "steps are distinct",
+        canary.STEPS_ARE_DISTINCT,
+        "spec.canaries[0].analysis.steps",
+        (_analysis(_ERRORS, steps=[5, 1]),),
+        (_analysis(_ERRORS, steps=[1, 5, 1]),),
+    ),
+    RuleCase(
+        "percentages of canaries end at 100",
+        canary.PERCENTAGES_END_AT_100,
+        "spec.canaries[0].analysis.metrics[0].threshold",
+        (
+            _analysis({"type": "ErrorRate", "threshold": 100}),
+            _analysis({"type": "TimeToFirstToken", "threshold": 2000}),
+        ),
+        (_analysis({"type": "ErrorRate", "threshold": 101}), _analysis(_PROBE | {"threshold": 101}, prompts=["hi"])),
+    ),
+    RuleCase(
+        "probes compare themselves",
+        canary.PROBES_COMPARE_THEMSELVES,
+        "spec.canaries[0].analysis.metrics[0].comparison",
+        (
+            _analysis(_PROBE, prompts=["hi"]),
+            _analysis(_PROBE | {"comparison": "Absolute"}, prompts=["hi"]),
+            _analysis(_ERRORS | {"comparison": "Stable"}),
+        ),
+        (_analysis(_PROBE | {"comparison": "Stable"}, prompts=["hi"]),),
+    ),
+    RuleCase(
+        "probes have prompts",
+        canary.PROBES_HAVE_PROMPTS,
+        "spec.canaries[0].analysis.prompts",
+        (_analysis(_ERRORS), _analysis(_ERRORS, _PROBE, prompts=["hi"])),
+        (_analysis(_ERRORS, _PROBE), _analysis(_PROBE, prompts=[])),
+    ),
+)
 
 _SERVICE_CASES = (
     RuleCase(
@@ -509,7 +589,7 @@ _GPU_CLASS_CASES = (
     ),
 )
 
-RULE_CASES: tuple[RuleCase, ...] = (*_SERVICE_CASES, *_TENANT_CASES, *_GPU_CLASS_CASES)
+RULE_CASES: tuple[RuleCase, ...] = (*_SERVICE_CASES, *_CANARY_CASES, *_TENANT_CASES, *_GPU_CLASS_CASES)
 
 _TWICE = [{"type": "QueueDepth", "target": 1}, {"type": "QueueDepth", "target": 2}]
 UNIQUENESS_CASES: tuple[RuleCase, ...] = (
@@ -519,6 +599,20 @@ UNIQUENESS_CASES: tuple[RuleCase, ...] = (
         "spec.scaling.metrics[1]",
         (service({"scaling": {"maxReplicas": 2, "metrics": [_TWICE[0], {"type": "CacheUse", "target": 2}]}}),),
         (service({"scaling": {"maxReplicas": 2, "metrics": _TWICE}}),),
+    ),
+    RuleCase(
+        "canary names",
+        {},
+        "spec.canaries[1]",
+        (_canaries(_canary(name="a"), _canary(name="b")),),
+        (_canaries(_canary(name="a"), _canary(name="a", trafficPercent=0)),),
+    ),
+    RuleCase(
+        "canary metric types",
+        {},
+        "spec.canaries[0].analysis.metrics[1]",
+        (_analysis(_ERRORS, {"type": "TokensPerSecond", "threshold": 10}),),
+        (_analysis(_ERRORS, _ERRORS | {"threshold": 7}),),
     ),
     RuleCase(
         "env names",

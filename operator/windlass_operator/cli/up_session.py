@@ -24,8 +24,12 @@ from windlass_operator.cli.up_view import Extras, Row, View, plan_rows
 from windlass_operator.cluster.local import LocalCluster
 from windlass_operator.cluster.local_replicas import LocalSettings
 from windlass_operator.cluster.local_routes import key_owner, owners_without_keys, plan_routes, write_atomically
+from windlass_operator.cluster.quality_probe import QualityProbe
+from windlass_operator.cluster.replica_meter import ReplicaMeter
+from windlass_operator.domain.canary_plan import canary_key
 from windlass_operator.domain.fleet import FleetSettings, Platform
 from windlass_operator.domain.snapshot import Key, Node, Snapshot
+from windlass_operator.reconcile.canary_analysis import CanaryAnalyst
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, Backoff, KeyedQueue, Rate
 from windlass_operator.reconcile.reconciler import Reconciler, Workers
 from windlass_operator.reconcile.wake import keys_to_wake
@@ -95,7 +99,8 @@ class Session:
 
     async def _run_parts(self, gateway: GatewayProcess) -> None:
         settings = FleetSettings(platform=Platform.LOCAL)
-        reconciler = Reconciler(self._cluster, settings, lambda: datetime.datetime.now(datetime.UTC))
+        analyst = CanaryAnalyst(ReplicaMeter(self._cluster.routable, QualityProbe(self._locate)), self._queue.add)
+        reconciler = Reconciler(self._cluster, settings, lambda: datetime.datetime.now(datetime.UTC), analyst=analyst)
         workers = Workers(
             reconciler, self._queue, may_work=_always, clock=time.monotonic, observe=lambda *_: self._dirty.set()
         )
@@ -116,6 +121,7 @@ class Session:
             await serving
             self._queue.close()
             await working
+            await analyst.close()
             self._cluster.replicas.drain()
             await supervising
             showing.cancel()
@@ -184,6 +190,11 @@ class Session:
         owners = {key: key_owner(key.namespace, snapshot.tenants) for key in snapshot.services}
         stored = {key: self._cluster.needs_a_cluster(key) for key in snapshot.services}
         return plan_rows(snapshot, Extras(gateway_url, owners, stored))
+
+    def _locate(self, service: Key, canary: str) -> str:
+        """Some ready replica of a revision; empty while there is none."""
+        found = self._cluster.routable(canary_key(service, canary) if canary else service)
+        return found[0].url if found else ""
 
     def _write_routes(self) -> bool:
         """Bring the routing table up to date; return whether it changed."""

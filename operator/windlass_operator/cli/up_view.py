@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import click
@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from windlass_operator.api.meta import Condition
-from windlass_operator.api.v1alpha1.inference_service import InferenceService
+from windlass_operator.api.v1alpha1.canary import CanaryPhase
+from windlass_operator.api.v1alpha1.inference_service import InferenceService, InferenceServiceStatus
 from windlass_operator.domain.snapshot import Key, Snapshot
 
 
@@ -68,10 +69,18 @@ def _service_row(key: Key, snapshot: Snapshot, extras: Extras) -> Row:
         row,
         ready=replicas,
         url=url,
-        message="; ".join(filter(None, (row.message, _accelerator(snapshot.services[key])))),
+        message="; ".join(filter(None, (row.message, _accelerator(snapshot.services[key]), *_canaries(status)))),
         owner=extras.owners.get(key, ""),
         needs_a_cluster=extras.needs_a_cluster.get(key, ()),
     )
+
+
+def _canaries(status: InferenceServiceStatus) -> Iterator[str]:
+    """How each canary stands, in a few words."""
+    for canary in status.canaries:
+        share = f"{canary.phase.value}, {canary.traffic_percent} % of the traffic"
+        reason = f" ({canary.message})" if canary.phase is CanaryPhase.ABORTED else ""
+        yield f"canary {canary.name}: {share}{reason}"
 
 
 def _accelerator(service: InferenceService) -> str:

@@ -24,7 +24,7 @@ BACKLOG: Final = 256
 """Events waiting to be posted; more are dropped, the status holds the truth anyway."""
 PAUSE_S: Final = 0.05
 """Between two posts: at most 20 per second."""
-ABNORMAL: Final = frozenset({"Stalled", "Degraded"})
+ABNORMAL: Final = frozenset({"Stalled", "Degraded", "CanaryAborted"})
 """Condition types that are bad while True."""
 
 
@@ -53,6 +53,7 @@ def notes_of_status(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Ite
     for decision in wanted.get("decisions") or ():
         if chosen.get(decision["topic"]) not in (None, decision["choice"]):
             yield Note(False, "Decided", f"{decision['topic']}: {decision['choice']} ({decision['reason']})")
+    yield from _notes_of_canaries(stored, wanted)
     failure = wanted.get("lastFailure")
     if failure and failure != stored.get("lastFailure"):
         yield Note(
@@ -60,6 +61,16 @@ def notes_of_status(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Ite
             str(failure.get("reason", "Failed")),
             f"pod {failure.get('pod', '')}: {failure.get('message', '')}".strip(),
         )
+
+
+def _notes_of_canaries(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[Note]:
+    """A canary that got into another phase; the reason of one that failed outlives its status in this way."""
+    before = {canary["name"]: canary.get("phase") for canary in stored.get("canaries") or ()}
+    for canary in wanted.get("canaries") or ():
+        phase = canary.get("phase")
+        if before.get(canary["name"]) != phase:
+            text = f"canary {canary['name']} is {phase}: {canary.get('message', '')}"
+            yield Note(phase == "Aborted", f"Canary{phase}", text)
 
 
 def _is_bad(condition: Mapping[str, Any]) -> bool:

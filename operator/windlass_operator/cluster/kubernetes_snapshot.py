@@ -18,6 +18,8 @@ from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.cluster.kubernetes_cache import Cached, ObjectCache
 from windlass_operator.cluster.kubernetes_fold import fold_node, fold_remnants, fold_workload, key_of_owner
 from windlass_operator.cluster.kubernetes_kinds import Ref
+from windlass_operator.domain import labels
+from windlass_operator.domain.canary_plan import canary_key, canary_of
 from windlass_operator.domain.capabilities import Capabilities
 from windlass_operator.domain.snapshot import Key, Node, Snapshot, Workload
 from windlass_operator.errors import InvalidInput, Problem
@@ -63,6 +65,8 @@ class SnapshotBuilder:
         self._gpu_classes = Table[str, GPUClass]()
         self._nodes = Table[str, Node]()
         self._workloads = Table[Key, Workload]()
+        self._canaries: dict[Key, frozenset[Key]] = {}
+        """Keys of the canaries that a service has workloads of."""
         self._invalid: dict[Key, tuple[Problem, ...]] = {}
         self._parsed: dict[Key, Cached] = {}
         """The version of each object that was parsed last; absent for objects that do not exist."""
@@ -117,7 +121,7 @@ class SnapshotBuilder:
         cached = self._cache.get(Ref(key.kind, key.namespace, key.name))
         manifest = cached.manifest if cached else None
         if key.kind == "InferenceService":
-            self._workloads.put(key, self._fold_workload(key))
+            self._fold_workloads(key)
         # Most touches come from pods and children; the object itself is parsed only when it is another one.
         if self._parsed.get(key) is cached:
             return
@@ -159,19 +163,38 @@ class SnapshotBuilder:
             )
             return None
 
-    def _fold_workload(self, key: Key) -> Workload | None:
+    def _fold_workloads(self, key: Key) -> None:
+        """Fold what runs for a service and for each of its canaries, whatever its spec lists by now."""
+        found = {canary_key(key, name) for name in self._canaries_of(key)}
+        for gone in self._canaries.get(key, frozenset()) - found:
+            self._workloads.put(gone, None)
+        self._canaries.pop(key, None)
+        if found:
+            self._canaries[key] = frozenset(found)
+        for revision in (key, *found):
+            self._workloads.put(revision, self._fold_workload(key, canary_of(revision)))
+
+    def _canaries_of(self, key: Key) -> set[str]:
+        parts = (self._cache.instances(kind, key.namespace, key.name) for kind in ("Deployment", "Pod"))
+        return {name for objects in parts for one in objects if (name := _canary_label(one))}
+
+    def _fold_workload(self, key: Key, canary: str) -> Workload | None:
         deployments = [
             one
             for one in self._cache.instances("Deployment", key.namespace, key.name)
-            if key_of_owner(one.manifest) == key
+            if key_of_owner(one.manifest) == key and _canary_label(one) == canary
         ]
-        pods = [one.manifest for one in self._cache.instances("Pod", key.namespace, key.name)]
+        pods = [
+            one.manifest
+            for one in self._cache.instances("Pod", key.namespace, key.name)
+            if _canary_label(one) == canary
+        ]
         if not deployments:
             return fold_remnants(pods)
         autoscalers = [
             one
             for one in self._cache.instances("HorizontalPodAutoscaler", key.namespace, key.name)
-            if key_of_owner(one.manifest) == key
+            if key_of_owner(one.manifest) == key and not canary
         ]
         return fold_workload(
             deployments[0].manifest,
@@ -179,3 +202,7 @@ class SnapshotBuilder:
             pods,
             autoscalers[0].manifest if autoscalers else None,
         )
+
+
+def _canary_label(cached: Cached) -> str:
+    return str((cached.manifest["metadata"].get("labels") or {}).get(labels.CANARY, ""))

@@ -19,6 +19,8 @@ from windlass_operator.cluster.local_processes import LIVE, Phase
 from windlass_operator.cluster.local_replicas import LocalSettings, Replicas, ServiceView
 from windlass_operator.cluster.local_workload import read_workload
 from windlass_operator.cluster.protocol import Applied, Manifest
+from windlass_operator.domain import labels
+from windlass_operator.domain.canary_plan import canary_key, service_key
 from windlass_operator.domain.snapshot import Key, Node, Snapshot, Workload
 
 Object = InferenceService | Tenant | GPUClass
@@ -42,9 +44,11 @@ class LocalCluster:
         self._objects: dict[Key, Object] = {}
         self._folders: dict[Key, pathlib.Path] = {}
         self._children: dict[Key, dict[str, Manifest]] = {}
+        self._revisions: dict[Key, frozenset[Key]] = {}
+        """Keys under which a service and its canaries run."""
         self._nodes = {node.name: node}
         self._on_change = on_change
-        self.replicas = Replicas(settings, on_change)
+        self.replicas = Replicas(settings, lambda key: on_change(service_key(key)))
 
     def load(self, loaded: Loaded) -> None:
         """Make the stored objects equal to what files hold. An object whose spec changed gets a new generation."""
@@ -62,7 +66,9 @@ class LocalCluster:
     def snapshot(self) -> Snapshot:
         """Return the whole picture."""
         services = {key: item for key, item in self._objects.items() if isinstance(item, InferenceService)}
-        workloads = {key: self._workload(view) for key in services if (view := self.replicas.view(key)) is not None}
+        revisions = {key: self._revisions.get(key, frozenset({key})) for key in services}
+        running = {key: self.replicas.view(key) for keys in revisions.values() for key in keys}
+        workloads = {key: self._workload(view) for key, view in running.items() if view is not None}
         return Snapshot(
             services=services,
             tenants={key.name: item for key, item in self._objects.items() if isinstance(item, Tenant)},
@@ -85,8 +91,21 @@ class LocalCluster:
         pruned = tuple(name for name in before if name not in after)
         self._children[owner] = after
         if owner.kind == "InferenceService":
-            self.replicas.want(owner, read_workload(children, self._folders.get(owner, pathlib.Path())))
+            self._want(owner, children)
         return Applied(written, pruned)
+
+    def _want(self, owner: Key, children: Sequence[Manifest]) -> None:
+        """Run what the children ask for: the stable revision and each canary as a workload of its own."""
+        folder = self._folders.get(owner, pathlib.Path())
+        by_canary: dict[str, list[Manifest]] = {"": []}
+        for child in children:
+            by_canary.setdefault(child["metadata"]["labels"].get(labels.CANARY, ""), []).append(child)
+        revisions = {canary_key(owner, name) if name else owner: found for name, found in by_canary.items()}
+        for gone in self._revisions.get(owner, frozenset()) - revisions.keys():
+            self.replicas.want(gone, None)
+        self._revisions[owner] = frozenset(revisions)
+        for key, found in revisions.items():
+            self.replicas.want(key, read_workload(found, folder))
 
     async def report(self, owner: Key, status: Manifest) -> bool:
         """Store a status if it differs."""
@@ -140,7 +159,8 @@ class LocalCluster:
         del self._objects[key]
         self._folders.pop(key, None)
         self._children.pop(key, None)
-        self.replicas.want(key, None)
+        for revision in self._revisions.pop(key, frozenset({key})):
+            self.replicas.want(revision, None)
         self._on_change(key)
 
     def _workload(self, view: ServiceView) -> Workload:

@@ -236,7 +236,7 @@ class Replicas:
     @staticmethod
     def _choose_name(key: Key, service: _Service) -> str:
         """Take the lowest free number: a replica that crashes again and again fills one log file and not many."""
-        stem = f"{key.name}-{service.workload.wanted.revision}"
+        stem = f"{key.name.replace('/', '-')}-{service.workload.wanted.revision}"
         return next(name for number in itertools.count(1) if (name := f"{stem}-{number}") not in service.running)
 
     def _describe(self, key: Key, name: str, workload: LocalWorkload, gpu: str) -> Launch:

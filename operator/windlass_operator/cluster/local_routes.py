@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from windlass_contract.endpoints import Replica, Route, RoutingTable, digest_key
+from windlass_contract.endpoints import Canary, Replica, Route, RoutingTable, digest_key
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain.canary_plan import canary_key
 from windlass_operator.domain.rates import plan_rates
-from windlass_operator.domain.routes import hold_of
+from windlass_operator.domain.routes import hold_of, routed_canaries
 from windlass_operator.domain.snapshot import Key
 from windlass_operator.domain.tenancy import tenant_of
 
@@ -22,7 +24,16 @@ def plan_routes(
     replicas_of: Callable[[Key], tuple[Replica, ...]],
 ) -> RoutingTable:
     """List every service. `session_keys`: owner (see `key_owner`) -> a key made for this run."""
-    routes = tuple(_route(key, services[key], tenants, session_keys, replicas_of(key)) for key in sorted(services))
+    routes = tuple(
+        replace(
+            _route(key, services[key], tenants, session_keys, replicas_of(key)),
+            canaries=tuple(
+                Canary(name, weight, replicas_of(canary_key(key, name)))
+                for name, weight in routed_canaries(services[key])
+            ),
+        )
+        for key in sorted(services)
+    )
     return RoutingTable(routes, plan_rates(tenants))
 
 

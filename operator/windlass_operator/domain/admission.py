@@ -71,7 +71,7 @@ def _checks(service: InferenceService, view: FleetView) -> Iterator[Refusal | No
 
 
 def _check_name(name: str) -> Refusal | None:
-    if _SERVICE_NAME.fullmatch(name):
+    if all(_SERVICE_NAME.fullmatch(part) for part in name.split("/", 1)):
         return None
     return Refusal(
         "InvalidName",

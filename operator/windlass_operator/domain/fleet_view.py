@@ -8,9 +8,11 @@ from __future__ import annotations
 import datetime
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain.canary_plan import derive_canaries
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.preemption import BUDGET_S
 from windlass_operator.domain.quota import Grant
@@ -118,5 +120,8 @@ class FleetView:
         for key, service in self.snapshot.services.items():
             tenant = self.tenant_of(key.namespace)
             if tenant is not None:
-                services.setdefault(tenant.metadata.name, {})[key] = service
+                mine = services.setdefault(tenant.metadata.name, {})
+                mine[key] = service
+                # What a canary holds counts as any service's does.
+                mine.update({replace(key, name=item.metadata.name): item for item in derive_canaries(service)})
         return services

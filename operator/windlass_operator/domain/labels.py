@@ -20,6 +20,8 @@ MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 PRODUCT: Final = "windlass"
 MANAGER: Final = "windlass-operator"
 RUNTIME: Final = "runtime"
+CANARY_COMPONENT: Final = "canary"
+"""Component of canaries' pods: not `runtime`, so no selector of the stable revision catches them."""
 GATEWAY: Final = "gateway"
 METRICS_ADAPTER: Final = "metrics-adapter"
 OPERATOR: Final = "operator"
@@ -28,6 +30,9 @@ SERVICE: Final = f"{GROUP}/service"
 TENANT: Final = f"{GROUP}/tenant"
 GPU_CLASS: Final = f"{GROUP}/gpu-class"
 """On pod templates: the GPUClass they ask for; shells read `Workload.gpu_class` from it."""
+
+CANARY: Final = f"{GROUP}/canary"
+"""On everything of a canary: its name."""
 
 CONFIG_HASH: Final = f"{GROUP}/config-hash"
 TAKINGS: Final = f"{GROUP}/takings"
@@ -48,3 +53,8 @@ def selector_labels(service: str) -> dict[str, str]:
     Frozen: a Deployment's selector is immutable, so a release that changes them cannot upgrade.
     """
     return {INSTANCE: service, COMPONENT: RUNTIME}
+
+
+def canary_selector(service: str, canary: str) -> dict[str, str]:
+    """The labels that tell one canary's pods from all others. Frozen, for the same reason."""
+    return {INSTANCE: service, COMPONENT: CANARY_COMPONENT, CANARY: canary}

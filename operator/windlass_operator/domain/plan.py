@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import datetime
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from windlass_contract.endpoints import RUNTIME_PORT
 from windlass_contract.launch_spec import Device, LaunchSpec, Precision
+from windlass_operator.api.v1alpha1.canary import CanaryStatus
 from windlass_operator.api.v1alpha1.inference_service import InferenceService, PodTemplate
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.admission import Admission, admit, key_of
+from windlass_operator.domain.canary_plan import (
+    canary_of,
+    derive_canaries,
+    explain_canaries,
+    object_name,
+    service_key,
+    with_refusal,
+)
 from windlass_operator.domain.decision import Decision, Refusal
 from windlass_operator.domain.fleet import FleetSettings, Platform
 from windlass_operator.domain.fleet_plan import (
@@ -25,6 +35,7 @@ from windlass_operator.domain.fleet_plan import (
 )
 from windlass_operator.domain.fleet_view import FleetView, circle_of
 from windlass_operator.domain.gpu_class import GpuChoice, choose
+from windlass_operator.domain.labels import canary_selector, selector_labels
 from windlass_operator.domain.model_source import ModelSource, SourceKind, explain_source, parse_source
 from windlass_operator.domain.pod_overlay import guard_overlay
 from windlass_operator.domain.precision import choose_precision
@@ -115,6 +126,24 @@ class ServicePlan:
     plan_again_at: datetime.datetime | None = None
     """When the same world gives another plan: a schedule begins or ends, a fallback comes due, or a budget allows more.
     """
+    canaries: tuple[ServicePlan, ...] = ()
+    """Plans of its canaries, with keys that their objects are called by."""
+    canary_states: tuple[CanaryStatus, ...] = ()
+    """How far its canaries are, in the order of the spec."""
+    canary: str = ""
+    """Name of the canary that this is a plan of; empty for the stable revision."""
+    instance: str = ""
+    """Name of the service that this is a canary of; empty for the stable revision."""
+
+    @property
+    def service(self) -> str:
+        """Name of the InferenceService."""
+        return self.instance or self.key.name
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """Labels that tell the pods of this revision from all others in the namespace."""
+        return canary_selector(self.instance, self.canary) if self.canary else selector_labels(self.key.name)
 
     @property
     def runnable(self) -> bool:
@@ -163,8 +192,10 @@ def plan_in_view(service: InferenceService, view: FleetView) -> ServicePlan:
             explain_rollout(rollout),
             explain_disruptions(replicas, rollout),
             *pod_decisions,
+            *explain_canaries(spec.canaries, observed.status.canaries),
         ]
     tenant = view.tenant_of(key.namespace)
+    canaries = _plan_canaries(observed, view) if _carried_out(verdict) else ()
     return ServicePlan(
         key=key,
         generation=service.metadata.generation,
@@ -187,6 +218,8 @@ def plan_in_view(service: InferenceService, view: FleetView) -> ServicePlan:
         takings=_record_takings(verdict, workload, view.now_s),
         address=_address(key, settings),
         plan_again_at=_plan_again_at(observed, view),
+        canaries=canaries,
+        canary_states=_judge_refusals(observed.status.canaries, canaries),
     )
 
 
@@ -215,6 +248,26 @@ def _plan_again_at(service: InferenceService, view: FleetView) -> datetime.datet
     if service.spec.accelerator is not None and tenant is not None and circle_of(tenant) in view.waits_for_budget:
         moments.append(view.budgets_change_at)
     return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _plan_canaries(service: InferenceService, view: FleetView) -> tuple[ServicePlan, ...]:
+    """Plan each canary as a service of its own, then name it as its objects are called."""
+    plans = (plan_in_view(derived, view) for derived in derive_canaries(service))
+    return tuple(_name_canary(plan) for plan in plans)
+
+
+def _judge_refusals(states: Iterable[CanaryStatus], plans: Iterable[ServicePlan]) -> tuple[CanaryStatus, ...]:
+    refusals = {plan.canary: plan.refusal for plan in plans if plan.action is not Action.APPLY}
+    return tuple(with_refusal(state, refusals.get(state.name)) for state in states)
+
+
+def _name_canary(plan: ServicePlan) -> ServicePlan:
+    service, canary = service_key(plan.key).name, canary_of(plan.key)
+    key = replace(plan.key, name=object_name(service, canary))
+    launch = replace(plan.launch, service=service)
+    # Children that a canary may not have are removed: nothing is lost, its stable revision answers.
+    action = Action.APPLY if plan.action is Action.APPLY else Action.REMOVE
+    return replace(plan, key=key, launch=launch, canary=canary, instance=service, action=action)
 
 
 def _namespaces(tenant: Tenant, view: FleetView) -> tuple[str, ...]:
@@ -304,4 +357,5 @@ def _plan_launch(
 def _address(key: Key, settings: FleetSettings) -> str:
     if settings.platform is Platform.LOCAL:
         return ""
-    return f"http://{key.name}.{key.namespace}.svc.{settings.cluster_domain}:{RUNTIME_PORT}/v1"
+    name = object_name(service_key(key).name, canary_of(key)) if canary_of(key) else key.name
+    return f"http://{name}.{key.namespace}.svc.{settings.cluster_domain}:{RUNTIME_PORT}/v1"

@@ -4,6 +4,8 @@
 `ScalingActive` say which part is missing. `Reconciling` and `Stalled` exist only while work is under way or only a
 person can help; they are never False.
 
+`CanaryAborted` exists while an analysis has ended a canary. It does not touch `Ready`: the stable revision serves.
+
 `Ready` is True when the object is as its spec says and the newest revision takes requests. A suspended service, or one
 with zero replicas, is therefore Ready once its pods are gone (reasons `Suspended`, `ScaledToZero`): nothing is missing,
 and tools that wait for Ready do not hang. Clients find replicas through endpoints, never through this condition.
@@ -18,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from windlass_operator.api.meta import Condition
+from windlass_operator.api.v1alpha1.canary import CanaryPhase
 from windlass_operator.api.v1alpha1.gpu_class import GPUClassStatus
 from windlass_operator.api.v1alpha1.inference_service import Address, InferenceServiceStatus
 from windlass_operator.api.v1alpha1.tenant import TenantStatus
@@ -64,6 +67,7 @@ def plan_service_status(
         accelerator_class=plan.gpu_class.name if plan.gpu_class else runs.gpu_class,
         decisions=list(plan.decisions[:_MOST_DECISIONS]),
         last_failure=runs.last_failure or previous.last_failure,
+        canaries=list(plan.canary_states),
     )
 
 
@@ -144,6 +148,10 @@ def _service_conditions(
         conditions.append(_condition("QuotaAdmitted", plan.quota.admitted, plan.quota.reason, plan.quota.message))
     if plan.action is Action.APPLY and plan.scaling is not None:
         conditions.append(_scaling_active(plan.scaling, runs))
+    aborted = [state for state in plan.canary_states if state.phase is CanaryPhase.ABORTED]
+    if aborted:
+        words = "; ".join(f"{state.name}: {state.message}" for state in aborted)
+        conditions.append(_condition("CanaryAborted", True, aborted[0].reason, words))
     summary = conditions[0]
     if problems or (plan.refusal is not None and not plan.refusal.passing):
         conditions.append(_condition("Stalled", True, summary.reason, summary.message))
@@ -243,7 +251,10 @@ def plan_gpu_class_status(plan: GpuClassPlan, previous: GPUClassStatus, now: str
 
 def status_document(status: BaseModel) -> dict[str, Any]:
     """JSON form in stable order, so that equal statuses are equal documents and need no write."""
-    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    document: dict[str, Any] = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if not document.get("canaries"):
+        document.pop("canaries", None)  # most services have none, and a new release should not write them all
+    return document
 
 
 def _condition(kind: str, holds: bool | None, reason: str, message: str) -> Condition:

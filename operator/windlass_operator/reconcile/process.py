@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from windlass_operator import errors
+from windlass_operator.cluster.canary_meter import Meter, NoMeter
 from windlass_operator.cluster.gateways import SELECTOR as GATEWAYS
 from windlass_operator.cluster.gateways import Gateways
 from windlass_operator.cluster.kubernetes import KubernetesCluster
@@ -33,9 +34,13 @@ from windlass_operator.cluster.kubernetes_kinds import KINDS, OWNERS
 from windlass_operator.cluster.kubernetes_lease import LeaderElector, Leadership, LeaseTimes
 from windlass_operator.cluster.kubernetes_routes import RoutesSecret
 from windlass_operator.cluster.pod_metrics import PodMetrics
+from windlass_operator.cluster.prometheus_meter import PrometheusMeter, PrometheusPlace
+from windlass_operator.cluster.quality_probe import QualityProbe
+from windlass_operator.domain.canary_plan import object_name
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.reconcile import probes, watch
 from windlass_operator.reconcile.activation import Activator
+from windlass_operator.reconcile.canary_analysis import CanaryAnalyst
 from windlass_operator.reconcile.coldness import ColdnessKeeper
 from windlass_operator.reconcile.costs import CostBook, CostKeeper, CostMetrics, ReadTokens
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, Backoff, KeyedQueue, Rate
@@ -78,6 +83,7 @@ class Operator:
     load_access: AccessLoader
     random: Callable[[], float]
     costs: CostKeeper
+    analyst: CanaryAnalyst
     routes: RoutePublisher | None = None
     """None: there is no gateway."""
     activator: Activator | None = None
@@ -223,8 +229,9 @@ def build_operator(
         wall_clock=_wall_clock,
         on_taken=lambda: parts[0].take_over(),
     )
+    analyst = CanaryAnalyst(build_meter(settings), lambda key: parts[0].queue.add(key))
     workers = Workers(
-        Reconciler(cluster, settings.fleet, _wall_clock, book),
+        Reconciler(cluster, settings.fleet, _wall_clock, book, analyst),
         queue,
         may_work=lambda: parts[0].wait_for_work(),
         clock=clock,
@@ -264,6 +271,7 @@ def build_operator(
             load_access,
             random_source.random,
             costs,
+            analyst,
             _build_routes(settings, client, leadership, cluster, metrics, random_source, lambda: parts[0]),
         )
     )
@@ -291,6 +299,26 @@ def build_operator(
 
 def _list_gateways(settings: OperatorSettings, client: KubernetesClient) -> AsyncIterator[dict[str, Any]]:
     return client.list_items(KINDS["Pod"].path(settings.fleet.gateway_namespace), GATEWAYS)
+
+
+def build_meter(settings: OperatorSettings) -> Meter:
+    """Return what measures canaries. Without a Prometheus nothing does, and canaries wait for their deadline."""
+    if not settings.canary_prometheus_url:
+        return NoMeter("no Prometheus is named (WINDLASS_CANARY_PROMETHEUS_URL), so there is no data")
+
+    def locate(service: Key, canary: str) -> str:
+        name = object_name(service.name, canary) if canary else service.name
+        return settings.canary_probe_url.format(name=name, namespace=service.namespace)
+
+    place = PrometheusPlace(
+        settings.canary_prometheus_url,
+        settings.canary_prometheus_token_file,
+        settings.canary_prometheus_ca_file,
+        settings.canary_prometheus_matchers,
+        settings.canary_prometheus_namespace_label,
+        settings.canary_prometheus_pod_label,
+    )
+    return PrometheusMeter(place, QualityProbe(locate), lambda: _wall_clock().timestamp())
 
 
 def _build_routes(
@@ -472,6 +500,7 @@ async def _stop_parts(
         )
         await _cancel(slow)
     await _cancel([elector])
+    await operator.analyst.close()
     await _cancel(others)
     await _cancel([watching])
 

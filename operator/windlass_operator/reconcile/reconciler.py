@@ -19,12 +19,14 @@ from dataclasses import dataclass, field, replace
 
 from windlass_operator import errors
 from windlass_operator.api.v1alpha1.cost import Cost
+from windlass_operator.cluster.canary_meter import NoMeter
 from windlass_operator.cluster.protocol import Applied, Cluster
 from windlass_operator.domain import plan as planning
 from windlass_operator.domain import status as reporting
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.fleet_view import FleetView
 from windlass_operator.domain.snapshot import Key, Snapshot
+from windlass_operator.reconcile.canary_analysis import CanaryAnalyst
 from windlass_operator.reconcile.costs import CostBook
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, QueueClosed
 from windlass_operator.render.tenant import render_tenant
@@ -66,9 +68,12 @@ class Reconciler:
         settings: FleetSettings,
         wall_clock: Callable[[], datetime.datetime],
         costs: CostBook | None = None,
+        analyst: CanaryAnalyst | None = None,
     ) -> None:
+        """Without an analyst no canary is measured."""
         self._cluster = cluster
         self._costs = costs
+        self._analyst = analyst or CanaryAnalyst(NoMeter("nobody measures canaries here"), lambda _: None)
         self._settings = settings
         self._wall_clock = wall_clock
         self._view = FleetView(Snapshot(), settings)
@@ -87,8 +92,10 @@ class Reconciler:
         snapshot = await self._cluster.observe(key)
         service = snapshot.services.get(key)
         if service is None or service.metadata.deletion_timestamp:
+            self._analyst.forget(key)
             return Reconciliation(Result.GONE)
         now = self._wall_clock()
+        service = self._analyst.advance(key, service, snapshot, now)
         plan = planning.plan_in_view(service, self._view_of(snapshot, now))
         applied = Applied()
         if plan.action is not planning.Action.HOLD:
@@ -99,7 +106,9 @@ class Reconciler:
         status = reporting.plan_service_status(plan, workload, service.status, self._now(), _texts(applied))
         status = status.model_copy(update={"cost": self._cost_of(key, after)})
         done = _conclude(applied, await self._cluster.report(key, reporting.status_document(status)))
-        return done if plan.plan_again_at is None else replace(done, again_in_s=_seconds_until(plan.plan_again_at, now))
+        moments = [self._analyst.again_in_s(service, now)]
+        moments += [] if plan.plan_again_at is None else [_seconds_until(plan.plan_again_at, now)]
+        return replace(done, again_in_s=min((moment for moment in moments if moment is not None), default=None))
 
     async def _reconcile_tenant(self, key: Key) -> Reconciliation:
         snapshot = await self._cluster.observe(key)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from windlass_operator.api.v1alpha1.canary import CanaryPhase
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
-from windlass_operator.api.v1alpha1.inference_service import InferenceService
+from windlass_operator.api.v1alpha1.inference_service import Accelerator, InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain.canary_plan import canary_key
 from windlass_operator.domain.snapshot import Key, Node, Snapshot
 
 
@@ -23,6 +25,8 @@ class Claim:
     generation: int = 0
     gpu_class: str = ""
     devices: int = 0
+    canaries: tuple[tuple[str, str, int, bool], ...] = ()
+    """Name, class and devices of each canary, and whether it gives them back for good."""
 
 
 def claim_of(key: Key, snapshot: Snapshot) -> Claim:
@@ -30,12 +34,24 @@ def claim_of(key: Key, snapshot: Snapshot) -> Claim:
     if key.kind == "InferenceService":
         service, workload = snapshot.services.get(key), snapshot.workloads.get(key)
         held = (workload.gpu_class, workload.devices) if workload else ("", 0)
-        return Claim(service is not None, service.metadata.generation if service else 0, *held)
+        generation = service.metadata.generation if service else 0
+        return Claim(service is not None, generation, *held, canaries=_canaries(key, snapshot))
     if key.kind == "Tenant":
         tenant = snapshot.tenants.get(key.name)
         return Claim(tenant is not None, tenant.metadata.generation if tenant else 0)
     gpu_class = snapshot.gpu_classes.get(key.name)
     return Claim(gpu_class is not None, gpu_class.metadata.generation if gpu_class else 0)
+
+
+def _canaries(key: Key, snapshot: Snapshot) -> tuple[tuple[str, str, int, bool], ...]:
+    service = snapshot.services.get(key)
+    if service is None:
+        return ()
+    aborted = {state.name for state in service.status.canaries if state.phase is CanaryPhase.ABORTED}
+    held = ((item.name, snapshot.workloads.get(canary_key(key, item.name))) for item in service.spec.canaries)
+    return tuple(
+        (name, runs.gpu_class if runs else "", runs.devices if runs else 0, name in aborted) for name, runs in held
+    )
 
 
 def keys_to_wake(key: Key, before: Snapshot, after: Snapshot) -> frozenset[Key]:
@@ -62,11 +78,12 @@ def _wake_for_service(key: Key, snapshot: Snapshot) -> Iterator[Key]:
     classes = _classes(service)
     if workload is not None and workload.gpu_class:
         classes |= {workload.gpu_class}
+    classes |= {name for _, name, _, _ in _canaries(key, snapshot) if name}
     yield from (Key("GPUClass", "", name) for name in classes)
     for tenant in snapshot.tenants.values():
         if key.namespace in tenant.spec.namespaces:
             yield _tenant_key(tenant)
-            if classes or (service is not None and service.spec.accelerator is not None):
+            if classes or (service is not None and _accelerators(service)):
                 yield from _wake_circle(tenant, snapshot)
 
 
@@ -112,19 +129,25 @@ def _wake_for_node(before: Snapshot, after: Snapshot, name: str) -> Iterator[Key
 
 
 def _classes(service: InferenceService | None) -> frozenset[str]:
-    if service is None or service.spec.accelerator is None:
+    if service is None:
         return frozenset()
-    return frozenset(service.spec.accelerator.classes or ())
+    return frozenset(name for accelerator in _accelerators(service) for name in accelerator.classes or ())
 
 
 def _chooses_by_need(service: InferenceService) -> bool:
-    return service.spec.accelerator is not None and service.spec.accelerator.requirements is not None
+    return any(accelerator.requirements is not None for accelerator in _accelerators(service))
+
+
+def _accelerators(service: InferenceService) -> list[Accelerator]:
+    """What a service and its canaries ask for."""
+    asked = (service.spec.accelerator, *(canary.accelerator for canary in service.spec.canaries))
+    return [accelerator for accelerator in asked if accelerator is not None]
 
 
 def _services_of(tenants: Iterable[Tenant], snapshot: Snapshot, with_gpu: bool) -> Iterator[Key]:
     namespaces = {namespace for tenant in tenants for namespace in tenant.spec.namespaces}
     for key, service in snapshot.services.items():
-        if key.namespace in namespaces and (service.spec.accelerator is not None or not with_gpu):
+        if key.namespace in namespaces and (_accelerators(service) or not with_gpu):
             yield key
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from windlass_operator.domain.labels import selector_labels
 from windlass_operator.domain.plan import ServicePlan
 from windlass_operator.render.manifest import Manifest, service_child
 
@@ -16,7 +15,7 @@ def render_disruption_budget(plan: ServicePlan) -> Manifest:
         plan,
         spec={
             "minAvailable": plan.rollout.min_available,
-            "selector": {"matchLabels": selector_labels(plan.key.name)},
+            "selector": {"matchLabels": plan.selector},
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },
     )

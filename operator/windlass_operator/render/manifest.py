@@ -42,9 +42,9 @@ def service_labels(plan: ServicePlan) -> dict[str, str]:
     owner = {labels.TENANT: plan.tenant} if plan.tenant else {}
     return {
         labels.NAME: "windlass-runtime",
-        **labels.selector_labels(plan.key.name),
-        **product_labels(labels.RUNTIME),
-        labels.SERVICE: plan.key.name,
+        **plan.selector,
+        **product_labels(labels.CANARY_COMPONENT if plan.canary else labels.RUNTIME),
+        labels.SERVICE: plan.service,
         **owner,
     }
 

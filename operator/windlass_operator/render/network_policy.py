@@ -33,7 +33,7 @@ def render_service_policy(plan: ServicePlan, settings: FleetSettings) -> Manifes
         plan.key.name,
         plan,
         spec={
-            "podSelector": {"matchLabels": labels.selector_labels(plan.key.name)},
+            "podSelector": {"matchLabels": plan.selector},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [
                 {

@@ -69,7 +69,7 @@ def _placement(plan: ServicePlan) -> dict[str, Any]:
                 "maxSkew": 1,
                 "topologyKey": key,
                 "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": labels.selector_labels(plan.key.name)},
+                "labelSelector": {"matchLabels": plan.selector},
                 "matchLabelKeys": ["pod-template-hash"],
             }
             for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")

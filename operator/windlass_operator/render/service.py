@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from windlass_contract.endpoints import RUNTIME_PORT
-from windlass_operator.domain.labels import selector_labels
 from windlass_operator.domain.plan import ServicePlan
 from windlass_operator.render.manifest import Manifest, service_child
 
@@ -24,7 +23,7 @@ def render_cluster_service(plan: ServicePlan) -> Manifest:
         plan,
         spec={
             "type": "ClusterIP",
-            "selector": selector_labels(plan.key.name),
+            "selector": plan.selector,
             "ports": [{"name": PORT_NAME, "port": RUNTIME_PORT, "protocol": "TCP", "targetPort": PORT_NAME}],
         },
     )

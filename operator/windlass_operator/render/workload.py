@@ -6,7 +6,6 @@ from typing import Any
 
 from windlass_operator.domain import labels
 from windlass_operator.domain.fleet import FleetSettings
-from windlass_operator.domain.labels import selector_labels
 from windlass_operator.domain.plan import Action, ServicePlan
 from windlass_operator.domain.scaling import Scaler, ScalingPlan
 from windlass_operator.domain.snapshot import Taking
@@ -39,7 +38,7 @@ def render_service(plan: ServicePlan, settings: FleetSettings) -> tuple[Manifest
         children.append(_render_scaler(plan, plan.scaling, settings))
     if plan.rollout.min_available > 0:
         children.append(render_disruption_budget(plan))
-    return tuple(children)
+    return (*children, *(child for canary in plan.canaries for child in render_service(canary, settings)))
 
 
 def _render_scaler(plan: ServicePlan, scaling: ScalingPlan, settings: FleetSettings) -> Manifest:
@@ -55,7 +54,7 @@ def render_deployment(plan: ServicePlan, settings: FleetSettings) -> Manifest:
         **owned,
         "revisionHistoryLimit": 3,
         "progressDeadlineSeconds": settings.startup_timeout_s + _PROGRESS_MARGIN_S,
-        "selector": {"matchLabels": selector_labels(plan.key.name)},
+        "selector": {"matchLabels": plan.selector},
         "strategy": {
             "type": "RollingUpdate",
             "rollingUpdate": {"maxSurge": plan.rollout.max_surge, "maxUnavailable": plan.rollout.max_unavailable},

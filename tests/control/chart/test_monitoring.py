@@ -205,11 +205,15 @@ def test_the_pod_monitor_selects_the_labels_port_and_path_that_replicas_have(ren
     monitor = only(render(ON), "PodMonitor")["spec"]
     (endpoint,) = monitor["podMetricsEndpoints"]
 
+    (component,) = monitor["selector"]["matchExpressions"]
     assert pod["metadata"]["labels"].items() >= monitor["selector"]["matchLabels"].items()
+    assert component == {"key": labels.COMPONENT, "operator": "In", "values": [labels.RUNTIME, labels.CANARY_COMPONENT]}
     assert endpoint["port"] in [port["name"] for port in pod["spec"]["containers"][0]["ports"]]
     assert endpoint["path"] == endpoints.METRICS_PATH
     sources = [source for item in endpoint["relabelings"] for source in item["sourceLabels"]]
-    known = {re.sub(r"[^a-z0-9]", "_", label) for label in (*pod["metadata"]["labels"], labels.GPU_CLASS)}
+    known = {
+        re.sub(r"[^a-z0-9]", "_", label) for label in (*pod["metadata"]["labels"], labels.GPU_CLASS, labels.CANARY)
+    }
     assert {source.removeprefix("__meta_kubernetes_pod_label_") for source in sources} <= known
 
 

@@ -91,3 +91,26 @@ def test_devices_stay_held_after_their_service_until_the_last_pod_is_gone(world)
     assert (after.services, after.workloads[CHAT].devices, after.workloads[CHAT].gpu_class) == ({}, 2, "h200")
 
     assert world.see(pod | {"metadata": pod["metadata"] | {"resourceVersion": "6"}}, "DELETED").workloads == {}
+
+
+def build_canary_deployment(version, replicas=1):
+    deployment = build_deployment(version, replicas)
+    metadata = deployment["metadata"] | {"name": "chat-next", "uid": "Deployment-chat-next"}
+    metadata["labels"] = {**metadata["labels"], "windlass.dev/canary": "next"}
+    return {**deployment, "metadata": metadata}
+
+
+def test_a_canary_is_a_workload_of_its_own_and_none_of_the_service(world):
+    next_key = Key("InferenceService", "ns", "chat/next")
+    world.see(build_service(1))
+    world.see(build_canary_deployment(2, replicas=3))
+
+    before = world.builder.build()
+    world.see(build_deployment(3, replicas=2))
+    both = world.builder.build()
+    world.see(build_canary_deployment(4), event="DELETED")
+    after = world.builder.build()
+
+    assert (before.workloads.get(CHAT), before.workloads[next_key].wanted) == (None, 3)
+    assert (both.workloads[CHAT].wanted, both.workloads[next_key].wanted) == (2, 3)
+    assert set(after.workloads) == {CHAT}

@@ -20,6 +20,7 @@ from windlass_operator.api.meta import (
 )
 from windlass_operator.api.patterns import COMPUTE_CAPABILITY, ENV_NAME, MODEL_URI, SERVED_NAME
 from windlass_operator.api.rules import constrained, rule
+from windlass_operator.api.v1alpha1.canary import MOST_CANARIES, CanaryAnalysis, CanaryStatus
 from windlass_operator.api.v1alpha1.cost import Cost
 from windlass_operator.api.v1alpha1.gpu_class import Interconnect
 from windlass_operator.api.v1alpha1.scaling import Scaling
@@ -38,6 +39,17 @@ NAME_STARTS_A_SERVICE: Final = rule(
     "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
     "a name of lower-case letters, digits and dashes that begins with a letter, because a Service carries it",
     found="self.metadata.name",
+)
+
+MAX_CANARY_NAME: Final = 46
+"""Service, dash and canary: pods add 17 characters."""
+NAME_FITS_CANARIES: Final = rule(
+    "!has(self.spec.canaries) || self.spec.canaries.all(canary, "
+    f"self.metadata.name.size() + 1 + canary.name.size() <= {MAX_CANARY_NAME})",
+    f"at most {MAX_CANARY_NAME - 1} characters for the service's name and a canary's together, because their pods "
+    "carry both and end at 63",
+    found="'more'",
+    field=".spec.canaries",
 )
 
 # One path segment that is not `..`; RE2 has no look-ahead, so the ways to differ from it are spelled out.
@@ -98,6 +110,19 @@ FLOOR_CAN_HOLD_WHEN_SCALED_IN: Final = rule(
     field=".rollout.minAvailable",
 )
 
+SHARES_ADD_UP: Final = rule(
+    " + ".join(f"(self.size() > {index} ? self[{index}].trafficPercent : 0)" for index in range(MOST_CANARIES))
+    + " <= 100",
+    "shares that add up to at most 100 percent",
+    found="'more'",
+)
+STEPS_LEAD_UP: Final = rule(
+    "!has(self.analysis) || !has(self.analysis.steps) || self.analysis.steps.all(step, step < self.trafficPercent)",
+    "steps below trafficPercent, where they end",
+    found="string(self.analysis.steps.filter(step, step >= self.trafficPercent)[0]) + ' with trafficPercent ' + "
+    "string(self.trafficPercent)",
+    field=".analysis.steps",
+)
 ENV_IS_NOT_OURS: Final = rule(
     "!self.name.startsWith('WINDLASS_')", "a name outside WINDLASS_, which the operator sets", field=".name"
 )
@@ -164,22 +189,25 @@ class PrecisionPreset(enum.StrEnum):
     INT4 = "INT4"
 
 
+ModelUri = Annotated[
+    str,
+    Field(
+        min_length=6,
+        max_length=512,
+        pattern=MODEL_URI,
+        description="Where the checkpoint lies: hf://organisation/name[@revision], pvc://claim/path, "
+        "oci://registry/image:tag (an image volume, Kubernetes 1.35 or later), or file:///path inside the "
+        "runtime image. Relative paths (file://./path, file://../path) are resolved against the YAML file by "
+        "`windlass up`; on a cluster they are refused by the planner.",
+        json_schema_extra=constrained(URI_IS_A_HUB_NAME, URI_IS_A_CLAIM, URI_IS_AN_IMAGE, URI_IS_A_FILE),
+    ),
+]
+
+
 class Model(ApiModel):
     """Which checkpoint to serve."""
 
-    uri: Annotated[
-        str,
-        Field(
-            min_length=6,
-            max_length=512,
-            pattern=MODEL_URI,
-            description="Where the checkpoint lies: hf://organisation/name[@revision], pvc://claim/path, "
-            "oci://registry/image:tag (an image volume, Kubernetes 1.35 or later), or file:///path inside the "
-            "runtime image. Relative paths (file://./path, file://../path) are resolved against the YAML file by "
-            "`windlass up`; on a cluster they are refused by the planner.",
-            json_schema_extra=constrained(URI_IS_A_HUB_NAME, URI_IS_A_CLAIM, URI_IS_AN_IMAGE, URI_IS_A_FILE),
-        ),
-    ]
+    uri: ModelUri
     served_name: Annotated[
         str,
         Field(
@@ -381,6 +409,49 @@ class PodTemplate(ApiModel):
     resources: Resources = Resources()
 
 
+class CanaryModel(ApiModel):
+    """Which checkpoint a canary serves, under the name of the service."""
+
+    uri: ModelUri
+
+
+class Canary(ApiModel):
+    """The same service with some fields replaced, on replicas of its own, with a share of the traffic."""
+
+    model_config = ConfigDict(json_schema_extra=constrained(STEPS_LEAD_UP))
+
+    name: Annotated[
+        DnsLabel,
+        Field(max_length=24, description="Name; its objects are called after the service and this."),
+    ]
+    traffic_percent: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100,
+            description="Share of the requests, in percent. 0, a dark launch: only those that ask for it by the header "
+            "X-Windlass-Canary.",
+        ),
+    ]
+    replicas: Annotated[int | None, Field(ge=1, le=100, description="Fixed number of replicas, 1 when unset.")] = None
+    model: CanaryModel | None = None
+    accelerator: Accelerator | None = None
+    precision: Precision | None = None
+    cache: Cache | None = None
+    limits: Limits | None = None
+    analysis: CanaryAnalysis | None = None
+
+
+Canaries = Annotated[
+    list[Canary],
+    Field(
+        max_length=MOST_CANARIES,
+        description="Other revisions on trial. Each replaces fields of this spec and takes a share of the traffic.",
+        json_schema_extra=constrained(SHARES_ADD_UP, list_type="map", keys=("name",)),
+    ),
+]
+
+
 class InferenceServiceSpec(ApiModel):
     """Desired state."""
 
@@ -414,6 +485,7 @@ class InferenceServiceSpec(ApiModel):
     rollout: Rollout = Rollout()
     drain: Drain = Drain()
     pod_template: PodTemplate = PodTemplate()
+    canaries: Canaries = Field(default_factory=list)
 
 
 class Address(ApiModel):
@@ -462,12 +534,22 @@ class InferenceServiceStatus(ApiModel):
     ] = Field(default_factory=list)
     last_failure: Failure | None = None
     cost: Cost | None = None
+    canaries: Annotated[
+        list[CanaryStatus],
+        Field(
+            max_length=MOST_CANARIES,
+            description="What became of each canary.",
+            json_schema_extra=constrained(list_type="map", keys=("name",)),
+        ),
+    ] = Field(default_factory=list)
 
 
 class InferenceService(ApiModel):
     """One model served to one tenant. Tenant teams write it and get an OpenAI-compatible endpoint."""
 
-    model_config = ConfigDict(json_schema_extra=constrained(NAME_FITS_CHILDREN, NAME_STARTS_A_SERVICE))
+    model_config = ConfigDict(
+        json_schema_extra=constrained(NAME_FITS_CHILDREN, NAME_STARTS_A_SERVICE, NAME_FITS_CANARIES)
+    )
 
     metadata: ObjectMeta
     spec: InferenceServiceSpec
