@@ -4,43 +4,22 @@ it does not, the real gateway that holds requests, and the real adapter between 
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 import threading
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.control_plane import ControlPlane, free_ports
+from support.control_plane import ControlPlane
 from support.kube_client import KubeClient, eventually
 from support.live_pods import LivePods, Streams, serving_live_pods
-from support.metrics_adapter import (
-    ADAPTER,
-    API_SERVICES,
-    AdapterProcess,
-    is_available,
-    redirect_to_loopback,
-    running_adapter,
-)
-from support.operator_process import OperatorProcess, running_operator
-from support.services import condition, deployment, find, pods, ready_pods, service, tenant, wait_ready
-from support.tokens import request_token
-from windlass_contract.endpoints import digest_key
+from support.operator_process import OperatorProcess
+from support.services import condition, deployment, find, pods, ready_pods, service, wait_ready
+from support.serving_fleet import Front, installed, serving_fleet
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_plane, pytest.mark.usefixtures("clean")]
 
-ROOT = Path(__file__).parents[2]
-SYSTEM = "windlass-system"
-SECRET = "windlass-gateway-routes"
-KEY = "key-of-tenant-a-0123456789"
-GPUS = {"h200": 6, "a100": 4, "a100-slice": 4, "edge-l4": 2}
 ASLEEP = {
     "minReplicas": 0,
     "maxReplicas": 4,
@@ -51,139 +30,25 @@ LIMITS = {"maxRunningRequests": 4}
 PATH = "team-a/{}"
 
 
-@dataclass
-class Front:
-    """A running gateway and the pods behind it."""
-
-    url: str
-    probe_url: str
-    pods: LivePods
-
-    def streams(self) -> Streams:
-        """Clients of this gateway."""
-        return Streams(self.url, KEY)
-
-    def metric(self, name: str, service: str) -> float:
-        """A gauge of one service; 0.0 while it is not shown."""
-        with urllib.request.urlopen(f"{self.probe_url}/metrics", timeout=5) as answer:
-            text = answer.read().decode()
-        lines = [line for line in text.splitlines() if line.startswith(name + "{") and f'service="{service}"' in line]
-        return sum(float(line.rpartition(" ")[2]) for line in lines)
-
-
-@pytest.fixture(scope="module")
-def chart(kube: KubeClient, operator_kubeconfig: Path, helm: Any) -> Iterator[int]:
-    """The chart with one gateway and the adapter; yields the port where the API server looks for the adapter."""
-    place = ("windlass", str(ROOT / "helm" / "windlass"), "--namespace", SYSTEM)
-    switches = ("gateway.enabled=true", "gateway.replicas=1", "metricsAdapter.enabled=true")
-    more = ("metricsAdapter.externalMetrics.enabled=true",)
-    helm("upgrade", "--install", *place, *(f"--set={switch}" for switch in (*switches, *more)))
-    access = {"keys": [{"name": "first", "sha256": digest_key(KEY)}]}
-    kube.apply(tenant("a", "team-a", gpus=GPUS, access=access))
-    port = free_ports(1)[0]
-    redirect_to_loopback(kube, port)
-    yield port
-    kube.apply(tenant("a", "team-a", gpus=GPUS))
-    helm("upgrade", *place, "--reset-values")
-
-
-@pytest.fixture(scope="module")
-def probe_port() -> int:
-    return free_ports(1)[0]
-
-
-@pytest.fixture(scope="module")
-def live_pods() -> Iterator[LivePods]:
-    with serving_live_pods(LivePods()) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def awake_operator(
-    chart: int,
-    probe_port: int,
-    adapter: AdapterProcess,
-    shared_operator: OperatorProcess,
-    operator_kubeconfig: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[OperatorProcess]:
-    """An operator that knows the gateway."""
-    if shared_operator.running:
-        shared_operator.stop()
-    settings = {
-        "WINDLASS_ROUTES_SECRET": SECRET,
-        "WINDLASS_GATEWAY_URL": f"http://127.0.0.1:{probe_port}/metrics",
-    }
-    with running_operator(operator_kubeconfig, tmp_path_factory.mktemp("operator") / "operator.log", settings) as found:
-        eventually(found.leads, bool, timeout_s=30)
-        yield found
-
-
-@pytest.fixture(scope="module")
-def adapter(
-    control_plane: ControlPlane,
-    kube: KubeClient,
-    chart: int,
-    probe_port: int,
-    live_pods: LivePods,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[AdapterProcess]:
-    folder = tmp_path_factory.mktemp("adapter")
-    token = request_token(kube, SYSTEM, ADAPTER)
-    kubeconfig = control_plane.access(token).write_kubeconfig(folder / "kubeconfig.json")
-    values = {
-        "NAMESPACE": SYSTEM,
-        "APIS": "custom,external",
-        "REPLICA_URL": live_pods.metrics_url,
-        "GATEWAY_URL": f"http://127.0.0.1:{probe_port}/metrics",
-        "INTERVAL_S": "1",
-        "MAX_AGE_S": "6",
-        "TRUST_INTERVAL_S": "1",
-    }
-    environment = {f"WINDLASS_ADAPTER_{name}": value for name, value in values.items()}
-    with running_adapter(kubeconfig, folder / "adapter.log", chart, environment) as found:
-        for name in API_SERVICES:
-            eventually(lambda name=name: is_available(kube, name), bool, timeout_s=60)
-        yield found
-
-
 @pytest.fixture(scope="module")
 def front(
     control_plane: ControlPlane,
     kube: KubeClient,
-    awake_operator: OperatorProcess,
-    live_pods: LivePods,
-    probe_port: int,
+    shared_operator: OperatorProcess,
+    operator_kubeconfig: Path,
+    helm: Any,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Front]:
-    """The gateway, with the chart's account."""
-    folder = tmp_path_factory.mktemp("gateway")
-    (folder / "token").write_text(request_token(kube, SYSTEM, "windlass-gateway"))
-    (folder / "ca.crt").write_bytes(control_plane.admin.ca_file.read_bytes())
-    port = free_ports(1)[0]
-    flags = [f"--routes-secret={SYSTEM}/{SECRET}", f"--api-server={control_plane.url}", f"--api-credentials={folder}"]
-    flags += [f"--replica-url={live_pods.replica_url}", f"--port={port}", f"--probe-port={probe_port}"]
-    with (folder / "gateway.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "windlass_gateway", "run", *flags, "--drain-timeout=2"],
-            stdout=log,
-            stderr=log,
-            env=os.environ,
-        )
-    found = Front(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{probe_port}", live_pods)
-
-    def answers() -> bool:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{found.probe_url}/readyz", timeout=2).close()
-            return True
-        return False
-
-    try:
-        eventually(answers, bool, timeout_s=60)
+    """A whole fleet; its operator takes the place of the shared one."""
+    if shared_operator.running:
+        shared_operator.stop()
+    folder = tmp_path_factory.mktemp("fleet")
+    with (
+        serving_live_pods(LivePods()) as live,
+        installed(kube, helm) as port,
+        serving_fleet(control_plane, kube, operator_kubeconfig, folder, live, port) as found,
+    ):
         yield found
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(20)
 
 
 def wanted(kube: KubeClient, name: str) -> int:
@@ -211,9 +76,7 @@ def in_background(streams: Streams, name: str, count: int) -> threading.Thread:
     return thread
 
 
-def test_a_service_that_nobody_asks_for_goes_to_zero_and_says_so(
-    kube: KubeClient, front: Front, awake_operator: OperatorProcess, minor: str
-) -> None:
+def test_a_service_that_nobody_asks_for_goes_to_zero_and_says_so(kube: KubeClient, front: Front, minor: str) -> None:
     put_to_sleep(kube, "unasked")
 
     found = wait_ready(kube, "unasked")
