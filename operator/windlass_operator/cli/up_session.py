@@ -17,6 +17,7 @@ from typing import Final
 
 from windlass_operator.api.load import load_documents
 from windlass_operator.api.loaded import Loaded
+from windlass_operator.cli.up_activation import LocalActivator
 from windlass_operator.cli.up_files import Fingerprint, observe_files
 from windlass_operator.cli.up_gateway import GatewayProcess, GatewaySettings
 from windlass_operator.cli.up_state import ROUTES_FILE, SessionKeys
@@ -109,7 +110,8 @@ class Session:
             working = group.create_task(workers.work())
             serving = group.create_task(gateway.run())
             showing = group.create_task(self._show(gateway))
-            helping = [group.create_task(self._watch_files())]
+            activator = LocalActivator(self._cluster, lambda: gateway.url, time.monotonic)
+            helping = [group.create_task(self._watch_files()), group.create_task(activator.run())]
             if self._options.once:
                 helping.append(group.create_task(self._limit_waiting()))
             await self._stop.wait()

@@ -48,6 +48,7 @@ class LocalCluster:
         """Keys under which a service and its canaries run."""
         self._nodes = {node.name: node}
         self._on_change = on_change
+        self._awake: dict[Key, int] = {}
         self.replicas = Replicas(settings, lambda key: on_change(service_key(key)))
 
     def load(self, loaded: Loaded) -> None:
@@ -65,7 +66,7 @@ class LocalCluster:
 
     def snapshot(self) -> Snapshot:
         """Return the whole picture."""
-        services = {key: item for key, item in self._objects.items() if isinstance(item, InferenceService)}
+        services = {key: self._as_awake(key, item) for key, item in self.loaded_services().items()}
         revisions = {key: self._revisions.get(key, frozenset({key})) for key in services}
         running = {key: self.replicas.view(key) for keys in revisions.values() for key in keys}
         workloads = {key: self._workload(view) for key, view in running.items() if view is not None}
@@ -76,6 +77,27 @@ class LocalCluster:
             nodes=self._nodes,
             workloads=workloads,
         )
+
+    def loaded_services(self) -> dict[Key, InferenceService]:
+        """Return the services as their files have them."""
+        return {key: item for key, item in self._objects.items() if isinstance(item, InferenceService)}
+
+    def awake(self, key: Key) -> int:
+        """Replicas that a service which may sleep is kept awake with; 0 while it sleeps."""
+        return self._awake.get(key, 0)
+
+    def keep_awake(self, key: Key, replicas: int) -> None:
+        """Run so many replicas of a service whose minimum is 0."""
+        self._awake[key] = replicas
+        self._on_change(key)
+
+    def _as_awake(self, key: Key, service: InferenceService) -> InferenceService:
+        """The service as it is to be planned: one that is awake asks for the replicas it was woken to."""
+        scaling, awake = service.spec.scaling, self.awake(key)
+        if scaling is None or scaling.min_replicas > 0 or awake == 0:
+            return service
+        woken = scaling.model_copy(update={"min_replicas": min(awake, scaling.max_replicas)})
+        return service.model_copy(update={"spec": service.spec.model_copy(update={"scaling": woken})})
 
     async def observe(self, key: Key) -> Snapshot:  # noqa: ARG002 - memory is always up to date, for every key
         """Return the newest picture."""
@@ -158,6 +180,7 @@ class LocalCluster:
         """Deletion cascades to the children, as owner references make it in a cluster."""
         del self._objects[key]
         self._folders.pop(key, None)
+        self._awake.pop(key, None)
         self._children.pop(key, None)
         for revision in self._revisions.pop(key, frozenset({key})):
             self.replicas.want(revision, None)

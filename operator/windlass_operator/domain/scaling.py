@@ -257,9 +257,9 @@ def explain_replicas(
             + "".join(more),
         )
     if spec.scaling is not None and platform is Platform.LOCAL:
-        return decide(
-            "replicas", str(replicas), "spec.scaling needs a cluster's autoscaler; this machine runs minReplicas"
-        )
+        asleep = ", and as many as waiting requests need once somebody asks" if spec.scaling.min_replicas == 0 else ""
+        reason = f"spec.scaling needs a cluster's autoscaler; this machine runs minReplicas{asleep}"
+        return decide("replicas", str(replicas), reason)
     if spec.scaling is not None:
         return decide("replicas", str(replicas), "the tenant's quota has no room for a replica now")
     return decide("replicas", str(replicas), "spec.replicas" if spec.replicas is not None else "the default")

@@ -290,3 +290,18 @@ def test_a_gpu_that_this_machine_lacks_is_told(folder: pathlib.Path) -> None:
         row = up.wait_for_service("Ready", "1/1")
 
     assert "this machine carries no GPU of the listed classes" in row["message"]
+
+
+def test_a_service_that_sleeps_is_woken_by_the_first_request(folder: pathlib.Path) -> None:
+    scaling = "scaling: {minReplicas: 0, maxReplicas: 2}"
+    (folder / "service.yaml").write_text((SERVICE % (1, 8)).replace("replicas: 1", scaling))
+
+    with faking(folder) as up:
+        ready = up.wait_for(is_ready)
+        asleep = up.replicas()
+        answer = ask(ready)
+        awake = up.replicas()
+
+    assert len(asleep) == 0
+    assert len(answer) > 0
+    assert len(awake) == 1
