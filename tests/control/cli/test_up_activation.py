@@ -29,9 +29,8 @@ class Clock:
 
 
 def build_cluster(tmp_path: pathlib.Path, **scaling) -> LocalCluster:
-    cluster = LocalCluster(
-        LocalSettings(state_dir=tmp_path, command=(), env={}), Node("here", {}, {}), lambda key: None
-    )
+    settings = LocalSettings(state_dir=tmp_path, command=(), env={})
+    cluster = LocalCluster(settings, Node("here", {}, {}), lambda key: None)
     service = build_service(scaling={**ASLEEP, **scaling}, limits={"maxRunningRequests": 4})
     sources = {identity_of(service): Source(str(tmp_path / "service.yaml"), 1)}
     cluster.load(Loaded(services=(service,), sources=sources))
