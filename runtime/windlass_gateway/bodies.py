@@ -11,6 +11,7 @@ import aiohttp.http_exceptions
 from aiohttp import web
 
 from windlass_gateway import answers
+from windlass_gateway.fair_share import SharedSpace
 from windlass_gateway.settings import Settings
 
 BROKEN_BODY: Final = (
@@ -26,28 +27,30 @@ class BodyStore:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.held_bytes = 0
+        self.space = SharedSpace(settings.max_buffered_bytes)
 
     @asynccontextmanager
-    async def hold(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
-        """Read the body and account for it while the block runs. Raises Refused (408, 413, 503)."""
+    async def hold(self, request: web.BaseRequest, tenant: str) -> AsyncIterator[bytes]:
+        """Read the body and account for it while the block runs. Raises Refused (400, 408, 413, 503)."""
         self._refuse_announced(request.content_length)
         chunks: list[bytes] = []
         try:
-            await self._read(request, chunks)
+            await self._read(request, tenant, chunks)
             yield b"".join(chunks)
         finally:
-            self.held_bytes -= sum(map(len, chunks))
+            self.space.give_back(tenant, sum(map(len, chunks)))
 
-    async def _read(self, request: web.BaseRequest, chunks: list[bytes]) -> None:
+    async def _read(self, request: web.BaseRequest, tenant: str, chunks: list[bytes]) -> None:
         """Append the body to `chunks`; every chunk listed there is accounted for."""
         taken = 0
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
                 while chunk := await request.content.readany():
                     taken += len(chunk)
-                    self._refuse_excess(taken, len(chunk))
-                    self.held_bytes += len(chunk)
+                    if taken > self._settings.max_body_bytes:
+                        raise answers.Refused(answers.body_too_large(self._settings.max_body_bytes))
+                    if not self.space.take(tenant, len(chunk)):
+                        raise answers.Refused(answers.OVERLOADED)
                     chunks.append(chunk)
         except TimeoutError as exc:
             raise answers.Refused(answers.BODY_TIMEOUT) from exc
@@ -58,9 +61,3 @@ class BodyStore:
         """Refuse by Content-Length alone, before anything is read."""
         if length is not None and length > self._settings.max_body_bytes:
             raise answers.Refused(answers.body_too_large(self._settings.max_body_bytes))
-
-    def _refuse_excess(self, taken: int, size: int) -> None:
-        if taken > self._settings.max_body_bytes:
-            raise answers.Refused(answers.body_too_large(self._settings.max_body_bytes))
-        if self.held_bytes + size > self._settings.max_buffered_bytes:
-            raise answers.Refused(answers.OVERLOADED)

@@ -123,7 +123,7 @@ class Proxy:
         self, request: web.BaseRequest, route: Route, target: Target, request_id: str, outcome: metrics.Outcome
     ) -> relay.Delivery:
         with self._turnstile.enter(route) as visit:
-            async with self._bodies.hold(request) as body:
+            async with self._bodies.hold(request, route.tenant) as body:
                 visit.reserve(request.method, body)
                 part = self._choose_part(request, route)
                 outcome.canary = part.canary

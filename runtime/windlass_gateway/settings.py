@@ -16,7 +16,7 @@ class Settings:
     max_body_bytes: int = 8 * 2**20
     """Largest request body, after decompression; a larger one is answered 413."""
     max_buffered_bytes: int = 256 * 2**20
-    """Request bodies held at once over all connections.
+    """Request bodies held at once over all connections; a tenant may hold as much of it as it leaves free.
 
     A body is held until a replica has answered it, so that it can be retried.
     """

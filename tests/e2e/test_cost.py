@@ -17,6 +17,7 @@ import openai
 import pytest
 
 from support.audit_log import AuditLog
+from support.control_plane import ControlPlane
 from support.fake_fleet import API, CLASSES
 from support.kube_client import KubeClient, Manifest, eventually
 from support.operator_process import OperatorProcess, running_operator
@@ -95,8 +96,18 @@ def cost_of(kube: KubeClient) -> dict[str, Any]:
     return cost
 
 
+def show_cost(kubeconfig: Path) -> dict[str, Any]:
+    """What `windlass cost show` reads from the cluster."""
+    command = [sys.executable, "-m", "windlass_operator", "cost", "show", "--kubeconfig", str(kubeconfig), "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 def test_status_tells_what_a_million_tokens_cost_and_then_rests(
     kube: KubeClient,
+    control_plane: ControlPlane,
     audit: AuditLog,
     price: None,
     replica: Replica,
@@ -117,6 +128,7 @@ def test_status_tells_what_a_million_tokens_cost_and_then_rests(
         # Both pods are told apart by name and read the same page, so the fleet serves twice what the clients saw.
         rate = REPLICAS * (replica.tokens - before) / (time.monotonic() - since_s) * 3600
         tenant = (kube.get(API, "Tenant", "a") or {})["status"]["cost"]
+        shown = show_cost(control_plane.kubeconfig)
         metric = process.metric("windlass_cost_per_million_tokens")
 
     assert cost["currency"] == "USD"
@@ -125,6 +137,17 @@ def test_status_tells_what_a_million_tokens_cost_and_then_rests(
     assert float(cost["perMillionTokens"]) == pytest.approx(PRICE * REPLICAS / cost["tokensPerHour"] * 1e6, rel=0.02)
     assert float(tenant["perHour"]) == PRICE * REPLICAS
     assert metric == pytest.approx(PRICE * REPLICAS / rate * 1e6, rel=0.5)
+    assert shown["usage"] == [
+        {
+            "tenant": "a",
+            "namespace": "team-a",
+            "service": "chat",
+            "currency": "USD",
+            "per_hour": PRICE * REPLICAS,
+            "tokens_per_hour": cost["tokensPerHour"],
+            "per_million_tokens": pytest.approx(float(cost["perMillionTokens"]), rel=0.02),
+        }
+    ]
     assert [(write.verb, write.resource) for write in written if "leases" not in write.resource] == []
 
 

@@ -178,7 +178,7 @@ async def test_a_body_that_unpacks_to_more_than_the_limit_is_refused(bench: Buil
     )
 
     assert statuses(answer) == [413]
-    assert front.gateway._proxy._bodies.held_bytes == 0
+    assert front.gateway._proxy._bodies.space.held == 0
     assert a.seen == []
 
 
@@ -237,7 +237,7 @@ async def test_a_hundred_clients_that_leave_in_the_middle_of_their_bodies_hold_n
 
     await asyncio.gather(*(leave() for _ in range(100)))
     async with asyncio.timeout(5):
-        while front.gateway._proxy._bodies.held_bytes:
+        while front.gateway._proxy._bodies.space.held:
             await asyncio.sleep(0.01)
 
     assert a.seen == []

@@ -322,7 +322,7 @@ async def test_a_body_over_the_limit_is_refused(bench: BuildBench, replica: Buil
 
 async def test_bodies_over_all_connections_are_bounded(bench: BuildBench, replica: BuildReplica) -> None:
     a = await replica("a", Behaviour.HELD)
-    front = await bench(build_route([a.address]), max_buffered_bytes=10_000)
+    front = await bench(build_route([a.address]), max_buffered_bytes=16_000)
     large = {"model": "m", "messages": [{"role": "user", "content": "x" * 6000}]}
 
     holding = asyncio.create_task(post(front, json=large))
@@ -335,6 +335,26 @@ async def test_bodies_over_all_connections_are_bounded(bench: BuildBench, replic
 
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_overloaded")
     assert (served.status_code, again.status_code) == (200, 200)
+
+
+async def test_a_tenant_that_fills_the_buffer_leaves_room_for_others(bench: BuildBench, replica: BuildReplica) -> None:
+    a = await replica("a", Behaviour.HELD)
+    rival = build_route([a.address], service="rival", key=RIVAL_KEY, tenant="rival")
+    front = await bench(build_route([a.address]), rival, max_buffered_bytes=40_000)
+    large = {"model": "m", "messages": [{"role": "user", "content": "x" * 9000}]}
+
+    greedy = [asyncio.create_task(post(front, json=large)) for _ in range(10)]
+    async with asyncio.timeout(5):
+        await reached(lambda: sum(task.done() for task in greedy) == 8)
+    async with front.client(key=RIVAL_KEY, service="rival") as client:
+        other = asyncio.create_task(ask_streamed(client))
+        async with asyncio.timeout(5):
+            await reached(lambda: a.counts["begun"] == 3)
+        a.proceed.set()
+        answer = await other
+
+    assert sorted([(await task).status_code for task in greedy]) == [200] * 2 + [503] * 8
+    assert answer == "a0 a1 a2 a3 a4 "
 
 
 async def test_own_paths_need_no_key(bench: BuildBench) -> None:

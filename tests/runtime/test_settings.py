@@ -30,7 +30,9 @@ def test_choices_become_a_launch_spec_in_the_contracts_words() -> None:
     ("field", "value", "finding"),
     [
         pytest.param("device", "tpu", "expected one of cpu, cuda, found 'tpu'", id="device"),
-        pytest.param("precision", "int3", "expected one of Auto, FP32, BF16, FP16, INT8, INT4, found 'int3'", id="precision"),
+        pytest.param(
+            "precision", "int3", "expected one of Auto, FP32, BF16, FP16, INT8, INT4, found 'int3'", id="precision"
+        ),
         pytest.param("cache_bytes", -1, "at least 0, found -1", id="negative"),
         pytest.param("step_tokens", 0, "at least 1, found 0", id="no budget"),
         pytest.param("max_running_requests", 1.5, "whole number", id="fraction"),

@@ -175,6 +175,24 @@ def test_a_real_model_is_served_to_a_real_client_until_sigterm(folder: pathlib.P
     assert not any(replica.is_running() for replica in replicas)
 
 
+def test_limits_of_a_tenant_hold_at_once_and_change_with_its_file(folder: pathlib.Path) -> None:
+    limited = TENANT.replace("[team-acme]}", "[team-acme], rates: {requestsPerMinute: 2}}")
+    (folder / "tenant.yaml").write_text(limited)
+
+    with faking(folder) as up:
+        ready = up.wait_for(is_ready)
+        ask(ready)
+        ask(ready)
+        with pytest.raises(openai.RateLimitError, match="Tenant acme may use 2 requests per minute"):
+            ask(ready)
+        (folder / "tenant.yaml").write_text(TENANT)
+        up.wait_for(lambda event: event["event"] == "reloaded")
+        time.sleep(0.5)  # the gateway looks at its table ten times a second
+        answers = [ask(ready) for _ in range(3)]
+
+    assert all(answers)
+
+
 def test_a_broken_checkpoint_fails_with_the_words_of_the_runtime(folder: pathlib.Path) -> None:
     write_model(folder)
     (folder.parent / "model" / "config.json").unlink()
