@@ -21,6 +21,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "render": ("windlass_operator.cli.render:render", "Print the objects the operator would apply."),
     "explain": ("windlass_operator.cli.explain:explain", "Say in words what was chosen and why."),
     "cost": ("windlass_operator.cli.cost:cost", "Say what serving costs: by tenant, by optimisation, rented or owned."),
+    "shape": ("windlass_operator.cli.shape:shape", "Print the sizes of a checkpoint for spec.model.shape."),
     "up": ("windlass_operator.cli.up:up", "Run the services of some files on this machine."),
     "operator": ("windlass_operator.cli.operator:operator", "The control plane itself."),
     "metrics-adapter": (

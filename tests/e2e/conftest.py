@@ -29,7 +29,7 @@ ROOT = HERE.parents[1]
 CRDS = sorted(path for path in (ROOT / "crds").glob("*.yaml") if path.name != "kustomization.yaml")
 FOREIGN = "cluster"
 SYSTEM = "windlass-system"
-QUOTA = {"h200": 6, "a100": 4, "a100-slice": 4, "a100-mig": 1, "edge-l4": 2, "shared-l4": 4}
+QUOTA = {"h200": 6, "a100": 4, "a100-slice": 4, "a100-mig": 1, "edge-l4": 2, "shared-l4": 4, "b200": 6}
 Run = Callable[..., str]
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from support.kube_client import KubeClient, eventually
-from support.services import condition, deployment, find, pods, service, wait_ready
+from support.services import APPS, condition, deployment, find, pods, service, wait_ready
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator", "clean")]
 
+RESOURCES = "resource.k8s.io/v1"
 IMAGE = {"uri": "oci://registry.example.com/models/chat:v1"}
 
 
@@ -84,3 +87,75 @@ def test_time_slices_of_one_device_serve_several_replicas(kube: KubeClient) -> N
     wait_ready(kube)
 
     assert nodes_of(kube) == {"shared-1"}
+
+
+CLAIM = {"allocation": "ResourceClaim"}
+
+
+def claims_of(kube: KubeClient, name: str = "chat") -> list[dict[str, Any]]:
+    return kube.list(RESOURCES, "ResourceClaim", "team-a", f"app.kubernetes.io/instance={name}")
+
+
+def given(kube: KubeClient, name: str = "chat") -> list[str]:
+    """What each claim of the service was given, as request and pool."""
+    allocations = [claim["status"]["allocation"]["devices"]["results"] for claim in claims_of(kube, name)]
+    return sorted(f"{result['request']} on {result['pool']}" for results in allocations for result in results)
+
+
+def test_a_claim_brings_a_replica_to_a_node_whose_device_has_the_attributes(kube: KubeClient) -> None:
+    kube.apply(service(accelerator={**CLAIM, "classes": ["a100"]}))
+
+    wait_ready(kube)
+
+    assert given(kube) == ["gpu on a100-1"]
+    assert nodes_of(kube) == {"a100-1"}
+    assert find(kube)["status"]["acceleratorClass"] == "a100"
+
+
+def test_a_claim_falls_to_its_second_class_when_the_first_has_no_device_left(kube: KubeClient) -> None:
+    """One spec, one pod template; the scheduler decides pod by pod. There are two B200."""
+    kube.apply(service(accelerator={**CLAIM, "classes": ["b200", "a100"]}, replicas=4))
+
+    wait_ready(kube)
+
+    assert given(kube) == ["gpu/a100 on a100-1"] * 2 + ["gpu/b200 on b200-1"] * 2
+    assert nodes_of(kube) == {"a100-1", "b200-1"}
+
+
+def test_another_claim_is_another_template_and_the_old_one_leaves_with_its_replica_set(kube: KubeClient) -> None:
+    def templates() -> set[str]:
+        found = kube.list(RESOURCES, "ResourceClaimTemplate", "team-a", "app.kubernetes.io/instance=chat")
+        return {item["metadata"]["name"] for item in found}
+
+    kube.apply(service(accelerator={**CLAIM, "classes": ["h200"]}))
+    wait_ready(kube)
+    (before,) = templates()
+
+    kube.apply(service(accelerator={**CLAIM, "classes": ["a100"]}))
+    wait_ready(kube)
+    assert before in templates(), "a pod of the old revision that dies must find its template"
+
+    for old in kube.list(APPS, "ReplicaSet", "team-a", "app.kubernetes.io/instance=chat"):
+        if old["spec"]["replicas"] == 0:
+            kube.delete(APPS, "ReplicaSet", old["metadata"]["name"], "team-a")
+    eventually(templates, lambda found: before not in found and len(found) == 1)
+
+    kube.apply(service(accelerator={"classes": ["a100"]}))
+    wait_ready(kube)
+    for old in kube.list(APPS, "ReplicaSet", "team-a", "app.kubernetes.io/instance=chat"):
+        if old["spec"]["replicas"] == 0:
+            kube.delete(APPS, "ReplicaSet", old["metadata"]["name"], "team-a")
+    eventually(templates, lambda found: not found)
+
+
+def test_a_claim_template_that_somebody_deletes_comes_back(kube: KubeClient) -> None:
+    kube.apply(service(accelerator={**CLAIM, "classes": ["h200"]}))
+    wait_ready(kube)
+    (template,) = kube.list(RESOURCES, "ResourceClaimTemplate", "team-a", "app.kubernetes.io/instance=chat")
+    name, uid = template["metadata"]["name"], template["metadata"]["uid"]
+
+    kube.delete(RESOURCES, "ResourceClaimTemplate", name, "team-a")
+
+    again = eventually(lambda: kube.get(RESOURCES, "ResourceClaimTemplate", name, "team-a"), bool)
+    assert again["metadata"]["uid"] != uid
+    assert again["spec"] == template["spec"]

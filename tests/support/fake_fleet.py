@@ -48,16 +48,18 @@ H200 = gpu_labels("NVIDIA-H200", 143771, "9.0", 4)
 A100 = gpu_labels("NVIDIA-A100-SXM4-80GB", 81920, "8.0", 8)
 L4 = gpu_labels("NVIDIA-L4", 23034, "8.9", 1) | {"windlass.dev/pool": "edge"}
 MIG = gpu_labels("NVIDIA-A100-SXM4-80GB-MIG", 81920, "8.0", 1) | {"nvidia.com/mig.strategy": "mixed"}
+B200 = gpu_labels("NVIDIA-B200", 183359, "10.0", 2)
 SHARED_L4 = gpu_labels("NVIDIA-L4-SHARED", 23034, "8.9", 1) | {"nvidia.com/gpu.replicas": "4"}
 SLICES = {"nvidia.com/mig-1g.10gb": 4, "nvidia.com/mig-3g.40gb": 1}
 
 NODES = (
     FakeNode("h200-1", "zone-a", H200, {"nvidia.com/gpu": 4}, dra_devices=4),
     FakeNode("h200-2", "zone-b", H200, {"nvidia.com/gpu": 4}, dra_devices=4),
-    FakeNode("a100-1", "zone-a", A100, {"nvidia.com/gpu": 8}, taints=(GPU_TAINT,)),
+    FakeNode("a100-1", "zone-a", A100, {"nvidia.com/gpu": 8}, dra_devices=8, taints=(GPU_TAINT,)),
     FakeNode("mig-1", "zone-b", MIG, SLICES),
     FakeNode("edge-1", "zone-edge", L4, {"nvidia.com/gpu": 1}),
     FakeNode("edge-2", "zone-edge", L4, {"nvidia.com/gpu": 1}),
+    FakeNode("b200-1", "zone-b", B200, dra_devices=2),
     FakeNode("shared-1", "zone-a", SHARED_L4, {"nvidia.com/gpu": 4}),
     FakeNode("plain-1", "zone-a"),
     FakeNode("plain-2", "zone-b"),
@@ -70,12 +72,19 @@ CLASSES: Mapping[str, Manifest] = {
         "computeCapability": "9.0",
         "interconnect": "NVSwitch",
         "pricePerHour": "4.10",
+        "deviceClassName": DRIVER,
+        "deviceSelectors": [f"device.attributes['{DRIVER}'].productName == 'NVIDIA-H200'"],
     },
     "a100": {
         "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"},
         "memory": "80Gi",
         "computeCapability": "8.0",
         "pricePerHour": "1.90",
+        "deviceClassName": DRIVER,
+        "deviceSelectors": [
+            f"device.attributes['{DRIVER}'].productName.startsWith('NVIDIA-A100')",
+            f"device.capacity['{DRIVER}'].memory.compareTo(quantity('40Gi')) > 0",
+        ],
     },
     "a100-slice": {
         "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB-MIG"},
@@ -88,6 +97,13 @@ CLASSES: Mapping[str, Manifest] = {
         "memory": "24Gi",
         "computeCapability": "8.9",
         "pricePerHour": "0.60",
+    },
+    "b200": {
+        "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-B200"},
+        "memory": "179Gi",
+        "computeCapability": "10.0",
+        "deviceClassName": DRIVER,
+        "deviceSelectors": [f"device.attributes['{DRIVER}'].cudaComputeCapability.major() == 10"],
     },
     "a100-mig": {
         "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB-MIG"},

@@ -33,6 +33,14 @@ narrowed to the operator's own objects, because RBAC knows no label selectors.
 - apiGroups: [custom.metrics.k8s.io]
   resources: [pods/windlass_requests_running, pods/windlass_requests_waiting, pods/windlass_kv_use_ratio]
   verbs: [get]
+# Let replicas claim devices by dynamic resource allocation, one claim per pod.
+- apiGroups: [resource.k8s.io]
+  resources: [resourceclaimtemplates]
+  verbs: [get, list, watch, create, patch, delete]
+# See which devices their claims were given.
+- apiGroups: [resource.k8s.io]
+  resources: [resourceclaims]
+  verbs: [get, list, watch]
 # Give each service its launch settings, an address, and an account without a token.
 - apiGroups: [""]
   resources: [configmaps, services, serviceaccounts]

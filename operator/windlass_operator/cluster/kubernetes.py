@@ -352,7 +352,17 @@ class KubernetesCluster:
             and labels.is_prunable(cached.manifest)
             and not cached.deleting
             and not has_another_controller(cached.manifest, owner_uid)
+            and not self._may_make_pods(ref, cached)
         ]
+
+    def _may_make_pods(self, ref: Ref, cached: Cached) -> bool:
+        """Whether a ReplicaSet names a claim template: pods of an older revision that die are made anew from it."""
+        if ref.kind != "ResourceClaimTemplate":
+            return False
+        instance = (cached.manifest["metadata"].get("labels") or {}).get(labels.INSTANCE, "")
+        sets = self.cache.instances("ReplicaSet", ref.namespace, instance)
+        named = ((one.manifest["metadata"].get("labels") or {}).get(labels.CLAIM_TEMPLATE) for one in sets)
+        return ref.name in named
 
     async def _prune(self, ref: Ref) -> bool:
         cached = self.cache.get(ref)

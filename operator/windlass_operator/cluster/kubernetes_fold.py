@@ -73,7 +73,11 @@ def fold_node(manifest: Json) -> Node:
 
 
 def fold_workload(
-    deployment: Json, replica_sets: Sequence[Json] = (), pods: Sequence[Json] = (), autoscaler: Json | None = None
+    deployment: Json,
+    replica_sets: Sequence[Json] = (),
+    pods: Sequence[Json] = (),
+    autoscaler: Json | None = None,
+    claims: Sequence[Json] = (),
 ) -> Workload:
     """Fold what runs for one service. Pods and ReplicaSets that the Deployment does not select are ignored."""
     selector = deployment["spec"].get("selector", {}).get("matchLabels", {})
@@ -94,8 +98,9 @@ def fold_workload(
         >= int(deployment["metadata"].get("generation") or 0),
         gpu_class=_labels(deployment).get(labels.GPU_CLASS) or _labels(template).get(labels.GPU_CLASS, ""),
         # Pods that a quota keeps from existing still wait for their devices, and terminating ones still hold them.
-        devices=max(sum(_devices(pod.get("spec", {})) for pod in pods), wanted * _devices(template.get("spec", {}))),
         placed=sum(_condition(pod, "PodScheduled").get("status") == "True" for pod in pods),
+        devices=max(sum(_devices(pod) for pod in pods), wanted * _devices(template)),
+        claimed=_count_claimed(claims, _labels(template).get(labels.GPU_CLASS, "")),
         pending_reason=_pending_reason(deployment, staying),
         autoscaler_judged=bool(_condition(autoscaler or {}, "ScalingActive")),
         autoscaler_problem=_autoscaler_problem(autoscaler),
@@ -110,7 +115,7 @@ def fold_workload(
 def fold_remnants(pods: Sequence[Json]) -> Workload | None:
     """Fold pods whose Deployment is gone: they hold their devices until they are gone too. None when they hold none."""
     held = [pod for pod in pods if _phase(pod) not in FINISHED and labels.GPU_CLASS in _labels(pod)]
-    devices = sum(_devices(pod.get("spec", {})) for pod in held)
+    devices = sum(_devices(pod) for pod in held)
     return Workload(gpu_class=_labels(held[0])[labels.GPU_CLASS], devices=devices) if devices else None
 
 
@@ -162,10 +167,24 @@ def deletion_cost_of(pod: Json) -> int:
     return int(text) if text.removeprefix("-").isdecimal() else 0
 
 
-def _devices(pod_spec: Json) -> int:
-    """Extended resources of a pod, summed: a replica asks for one kind of device only."""
+def _count_claimed(claims: Iterable[Json], only_class: str) -> tuple[tuple[str, int], ...]:
+    """Devices by class. A request with alternatives is answered as `gpu/class`, one without as `gpu`."""
+    counts: dict[str, int] = {}
+    for claim in claims:
+        allocation = (claim.get("status") or {}).get("allocation") or {}
+        for result in (allocation.get("devices") or {}).get("results") or ():
+            name = str(result.get("request", "")).partition("/")[2] or only_class
+            counts[name] = counts.get(name, 0) + 1
+    return tuple(sorted(counts.items()))
+
+
+def _devices(pod: Json) -> int:
+    """Devices that a pod or template claims, or its extended resources, summed: it asks for one kind of device only."""
+    claimed = _labels(pod).get(labels.DEVICES, "")
+    if claimed.isdecimal():
+        return int(claimed)
     total = 0
-    for container in pod_spec.get("containers") or ():
+    for container in pod.get("spec", {}).get("containers") or ():
         resources = container.get("resources") or {}
         amounts = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
         total += sum(int(parse_quantity(amount) or 0) for name, amount in amounts.items() if "/" in name)

@@ -84,6 +84,7 @@ CHILDREN: Final = (
     ApiKind("v1", "Service", "services"),
     ApiKind("v1", "ConfigMap", "configmaps"),
     ApiKind("v1", "ServiceAccount", "serviceaccounts"),
+    ApiKind("resource.k8s.io/v1", "ResourceClaimTemplate", "resourceclaimtemplates"),
     ApiKind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers"),
     ApiKind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
     ApiKind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
@@ -103,8 +104,9 @@ each is read whenever its owner is reconciled."""
 WORKLOAD_PARTS: Final = (
     ApiKind("apps/v1", "ReplicaSet", "replicasets"),
     ApiKind("v1", "Pod", "pods"),
+    ApiKind("resource.k8s.io/v1", "ResourceClaim", "resourceclaims"),
 )
-"""What Kubernetes makes from our Deployments: watched by the managed-by label of the pod template, never written."""
+"""What Kubernetes makes from our Deployments: watched by the managed-by label of the templates, never written."""
 
 NODES: Final = (ApiKind("v1", "Node", "nodes", namespaced=False),)
 """Machines: watched whole, never written."""

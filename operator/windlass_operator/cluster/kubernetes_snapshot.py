@@ -201,6 +201,7 @@ class SnapshotBuilder:
             [one.manifest for one in self._cache.instances("ReplicaSet", key.namespace, key.name)],
             pods,
             autoscalers[0].manifest if autoscalers else None,
+            [one.manifest for one in self._cache.instances("ResourceClaim", key.namespace, key.name)],
         )
 
 

@@ -81,6 +81,13 @@ def _trim_pod(manifest: Mapping[str, Any]) -> Json:
     }
 
 
+def _trim_claim(manifest: Mapping[str, Any]) -> Json:
+    allocation = (manifest.get("status") or {}).get("allocation") or {}
+    results = (allocation.get("devices") or {}).get("results") or ()
+    requests = [{"request": item["request"]} for item in results if "request" in item]
+    return {**_head(manifest), "status": {"allocation": {"devices": {"results": requests}}} if requests else {}}
+
+
 def _trim_node(manifest: Mapping[str, Any]) -> Json:
     status = manifest.get("status") or {}
     return {
@@ -137,6 +144,7 @@ _TRIMMERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Json]]] = {
     **{kind.kind: _trim_child for kind in CHILDREN},
     "ReplicaSet": _trim_replica_set,
     "Pod": _trim_pod,
+    "ResourceClaim": _trim_claim,
     "Node": _trim_node,
 }
 

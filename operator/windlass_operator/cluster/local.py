@@ -29,6 +29,7 @@ _NEEDS_A_CLUSTER = frozenset(
     {
         "HorizontalPodAutoscaler",
         "PodDisruptionBudget",
+        "ResourceClaimTemplate",
         "NetworkPolicy",
         "ResourceQuota",
         "LimitRange",

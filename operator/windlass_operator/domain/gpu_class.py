@@ -8,27 +8,26 @@ restarts every replica.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
 
 from windlass_operator.api.meta import Toleration
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass, GPUClassSpec
-from windlass_operator.api.v1alpha1.inference_service import InferenceServiceSpec, PrecisionPreset
+from windlass_operator.api.v1alpha1.inference_service import Allocation, InferenceServiceSpec, PrecisionPreset
 from windlass_operator.domain.decision import Refusal
+from windlass_operator.domain.device_claim import Alternative, find_unclaimable, plan_alternatives
 from windlass_operator.domain.gpu_need import (
     cheapest_first,
+    computes_bf16,
     describe_memory,
     find_unaccepted_sharing,
     find_unmet_requirement,
-    parse_capability,
     usable_bytes,
 )
+from windlass_operator.domain.model_fit import judge_fit, suggest
+from windlass_operator.domain.precision import choose_precision
 from windlass_operator.domain.quantity import parse_bytes
 from windlass_operator.domain.snapshot import Workload
 from windlass_operator.domain.supply import Supply
-
-BF16_SINCE: Final = (8, 0)
-"""First compute capability whose tensor cores compute BF16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,8 @@ class GpuChoice:
     """Devices per replica."""
     node_selector: tuple[tuple[str, str], ...]
     tolerations: tuple[Toleration, ...]
+    alternatives: tuple[Alternative, ...] = ()
+    """What the replica claims, the preferred first; empty: it asks a device plugin for `resource_name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class Candidate:
     """Ready, schedulable nodes; None while nodes are unknown."""
     by_need: bool = False
     """Whether it was found by needs and price, not by name."""
+    claimed: tuple[Candidate, ...] = ()
+    """Where devices are claimed: this class and those that would do instead. Empty: a device plugin gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class Skipped:
     reason: str
     cause: str
     """CamelCase word for machines."""
+    remedy: str = ""
+    """What would make it usable, as an order; empty: the cause tells enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +85,14 @@ def rank_classes(
 ) -> Ranking:
     """Judge the classes of `spec.accelerator`, which must be set."""
     assert spec.accelerator is not None
-    listed = spec.accelerator.classes
+    listed, claims = spec.accelerator.classes, spec.accelerator.allocation is Allocation.RESOURCE_CLAIM
     names = cheapest_first(gpu_classes) if listed is None else tuple(dict.fromkeys(listed))
     verdicts = [_judge(name, spec, gpu_classes, supply) for name in names]
     candidates = [verdict for verdict in verdicts if isinstance(verdict, Candidate)]
-    candidates.sort(key=lambda candidate: _preference(candidate, workload))
+    if claims:
+        candidates = [replace(first, claimed=tuple(candidates)) for first in candidates[:1]]
+    else:
+        candidates.sort(key=lambda candidate: _preference(candidate, workload))
     skipped = tuple(verdict for verdict in verdicts if isinstance(verdict, Skipped))
     return Ranking(tuple(candidates), skipped, by_need=listed is None)
 
@@ -108,6 +116,8 @@ def _judge(
         return Skipped(name, f"there is no GPUClass {name}", "UnknownGPUClass")
     if unaccepted := find_unaccepted_sharing(accelerator, gpu_class.spec):
         return Skipped(name, unaccepted, "SharingNotAccepted")
+    if accelerator.allocation is Allocation.RESOURCE_CLAIM and (unclaimable := find_unclaimable(gpu_class.spec)):
+        return Skipped(name, unclaimable, "NotClaimable")
     if accelerator.requirements is not None and (
         unmet := find_unmet_requirement(accelerator.requirements, gpu_class.spec)
     ):
@@ -118,6 +128,10 @@ def _judge(
     if spec.precision.preset is PrecisionPreset.BF16 and not computes_bf16(gpu_class.spec):
         capability = gpu_class.spec.compute_capability
         return Skipped(name, f"compute capability {capability} has no BF16", "PrecisionUnsupported")
+    precision, _ = choose_precision(spec.precision.preset, gpu_class.spec)
+    fit = judge_fit(spec, precision, gpu_class.spec)
+    if fit is not None and not fit.fits:
+        return Skipped(name, fit.arithmetic, "ModelDoesNotFit", suggest(spec, gpu_class.spec, precision, gpu_classes))
     return Candidate(name, gpu_class.spec, supply.nodes(name), by_need=accelerator.classes is None)
 
 
@@ -125,6 +139,8 @@ def describe(candidate: Candidate, supply: Supply, workload: Workload) -> str:
     """Say what speaks for a class."""
     if _keeps(candidate, workload):
         return "its replicas run there already, and moving would restart them"
+    if candidate.claimed:
+        return f"{_describe_merit(candidate)}the scheduler looks for its devices first"
     return f"{_describe_merit(candidate)}{_describe_nodes(candidate, supply)}"
 
 
@@ -147,14 +163,16 @@ def _describe_nodes(candidate: Candidate, supply: Supply) -> str:
 
 
 def choose(candidate: Candidate, count: int) -> GpuChoice:
-    """Reduce a class to what a pod needs."""
+    """Reduce a class, and those that would do instead, to what a pod needs."""
     spec = candidate.spec
+    tolerations = [item for one in candidate.claimed or (candidate,) for item in one.spec.tolerations]
     return GpuChoice(
         candidate.name,
         spec.resource,
         count,
         tuple(sorted(spec.node_selector.items())),
-        tuple(spec.tolerations),
+        tuple(tolerations),
+        plan_alternatives((one.name, one.spec) for one in candidate.claimed),
     )
 
 
@@ -173,6 +191,7 @@ def refuse_ranking(ranking: Ranking) -> Refusal:
         "UnknownGPUClass": "List an existing class in spec.accelerator.classes, or ask the platform team to create it",
         "CacheTooLarge": "Lower spec.cache.memory, or list a class with more memory",
         "PrecisionUnsupported": "Set spec.precision.preset to Auto or FP16, or list a newer class",
+        "NotClaimable": "Set spec.accelerator.allocation to DevicePlugin, or use a class with a deviceClassName",
         "SharingNotAccepted": "Set spec.accelerator.sharing to MIG or TimeSliced, or use a class of whole GPUs",
         "RequirementsNotMet": "Lower spec.accelerator.requirements, or ask the platform team for such a class",
     }
@@ -182,9 +201,5 @@ def refuse_ranking(ranking: Ranking) -> Refusal:
     else:
         words = "no class of spec.accelerator.classes can be used"
         otherwise = "List a class in spec.accelerator.classes that exists and fits"
-    return Refusal(cause, f"{words}: {details}", steps.get(cause, otherwise))
-
-
-def computes_bf16(spec: GPUClassSpec) -> bool:
-    """Whether the class computes BF16 at full speed."""
-    return parse_capability(spec.compute_capability) >= BF16_SINCE
+    remedy = next((skipped.remedy for skipped in ranking.skipped if skipped.remedy), "")
+    return Refusal(cause, f"{words}: {details}", steps.get(cause, remedy or otherwise))

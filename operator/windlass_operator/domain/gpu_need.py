@@ -13,6 +13,8 @@ from windlass_operator.api.v1alpha1.gpu_class import GPUClass, GPUClassSpec, Int
 from windlass_operator.api.v1alpha1.inference_service import Accelerator, Requirements, Sharing
 from windlass_operator.domain.quantity import parse_bytes
 
+BF16_SINCE: Final = (8, 0)
+"""First compute capability whose tensor cores compute BF16."""
 _ISOLATION: Final = (Sharing.TIME_SLICED, Sharing.MIG, Sharing.EXCLUSIVE)
 """From the weakest to the strongest."""
 _SPEED: Final = tuple(Interconnect)
@@ -69,6 +71,11 @@ def parse_capability(text: str) -> tuple[int, int]:
     """`9.0` as numbers, because 10.0 comes after 9.0."""
     major, _, minor = text.partition(".")
     return int(major), int(minor)
+
+
+def computes_bf16(spec: GPUClassSpec) -> bool:
+    """Whether the class computes BF16 at full speed."""
+    return parse_capability(spec.compute_capability) >= BF16_SINCE
 
 
 def price_of(spec: GPUClassSpec) -> Fraction | None:

@@ -33,6 +33,10 @@ GPU_CLASS: Final = f"{GROUP}/gpu-class"
 
 CANARY: Final = f"{GROUP}/canary"
 """On everything of a canary: its name."""
+DEVICES: Final = f"{GROUP}/devices"
+"""On pod templates that claim devices: how many; extended resources tell it otherwise."""
+CLAIM_TEMPLATE: Final = f"{GROUP}/claim-template"
+"""On the same: name of their ResourceClaimTemplate, which must live as long as a ReplicaSet may make such pods."""
 
 CONFIG_HASH: Final = f"{GROUP}/config-hash"
 TAKINGS: Final = f"{GROUP}/takings"

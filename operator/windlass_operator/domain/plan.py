@@ -25,6 +25,7 @@ from windlass_operator.domain.canary_plan import (
     with_refusal,
 )
 from windlass_operator.domain.decision import Decision, Refusal
+from windlass_operator.domain.device_claim import explain_alternatives
 from windlass_operator.domain.fleet import FleetSettings, Platform
 from windlass_operator.domain.fleet_plan import (
     GpuClassPlan,
@@ -36,6 +37,7 @@ from windlass_operator.domain.fleet_plan import (
 from windlass_operator.domain.fleet_view import FleetView, circle_of
 from windlass_operator.domain.gpu_class import GpuChoice, choose
 from windlass_operator.domain.labels import canary_selector, selector_labels
+from windlass_operator.domain.model_fit import explain_fit, judge_fit
 from windlass_operator.domain.model_source import ModelSource, SourceKind, explain_source, parse_source
 from windlass_operator.domain.pod_overlay import guard_overlay
 from windlass_operator.domain.precision import choose_precision
@@ -181,7 +183,9 @@ def plan_in_view(service: InferenceService, view: FleetView) -> ServicePlan:
     if _carried_out(verdict) and isinstance(source, ModelSource):
         decisions += [
             explain_source(source),
+            *_explain_claim(verdict),
             precision_decision,
+            *_explain_fit(service, verdict, precision),
             explain_replicas(spec, scaling, verdict.replicas, settings.platform, _hours(observed, view)),
             *(
                 [explain_scaler(settings, view.snapshot.capabilities)]
@@ -300,6 +304,17 @@ def _gpu_choice(service: InferenceService, verdict: Admission) -> GpuChoice | No
     if verdict.candidate is None or service.spec.accelerator is None:
         return None
     return choose(verdict.candidate, service.spec.accelerator.count)
+
+
+def _explain_claim(verdict: Admission) -> list[Decision]:
+    if verdict.candidate is None or not verdict.candidate.claimed:
+        return []
+    return [explain_alternatives(choose(verdict.candidate, 1).alternatives)]
+
+
+def _explain_fit(service: InferenceService, verdict: Admission, precision: Precision) -> list[Decision]:
+    fit = None if verdict.candidate is None else judge_fit(service.spec, precision, verdict.candidate.spec)
+    return [] if fit is None else [explain_fit(fit)]
 
 
 def _owned_replicas(verdict: Admission, scaling: ScalingPlan | None, workload: Workload | None) -> int | None:

@@ -6,7 +6,7 @@ from windlass_contract.launch_spec import INTEGERS, Precision
 from windlass_operator.api.v1alpha1.gpu_class import GPUClassSpec
 from windlass_operator.api.v1alpha1.inference_service import PrecisionPreset
 from windlass_operator.domain.decision import Decision, decide
-from windlass_operator.domain.gpu_class import computes_bf16
+from windlass_operator.domain.gpu_need import computes_bf16
 
 
 def choose_precision(preset: PrecisionPreset, gpu: GPUClassSpec | None) -> tuple[Precision, Decision]:

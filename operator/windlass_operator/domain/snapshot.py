@@ -83,6 +83,8 @@ class Workload:
     """Devices its pods hold or wait for, per resource of its class."""
     placed: int = 0
     """Pods that the scheduler has given a node, leaving ones included: they hold what they asked for."""
+    claimed: tuple[tuple[str, int], ...] = ()
+    """Devices that its claims were given, by GPUClass: with alternatives that may be another one than `gpu_class`."""
     pending_reason: str = ""
     """Words of the scheduler or of a quota, when pods cannot start."""
     autoscaler_judged: bool = False

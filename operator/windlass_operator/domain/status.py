@@ -64,11 +64,18 @@ def plan_service_status(
         selector=",".join(f"{key}={value}" for key, value in selector_labels(plan.key.name).items()),
         address=Address(url=plan.address) if plan.address else None,
         tenant=plan.tenant,
-        accelerator_class=plan.gpu_class.name if plan.gpu_class else runs.gpu_class,
+        accelerator_class=_class_in_use(plan, runs),
         decisions=list(plan.decisions[:_MOST_DECISIONS]),
         last_failure=runs.last_failure or previous.last_failure,
         canaries=list(plan.canary_states),
     )
+
+
+def _class_in_use(plan: ServicePlan, runs: Workload) -> str:
+    """Where most devices are: with alternatives in a claim, the scheduler may have taken another than the first."""
+    if runs.claimed:
+        return max(runs.claimed, key=lambda item: item[1])[0]
+    return plan.gpu_class.name if plan.gpu_class else runs.gpu_class
 
 
 def judge_workload(plan: ServicePlan, runs: Workload) -> Finding:

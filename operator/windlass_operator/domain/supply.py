@@ -62,7 +62,9 @@ class Supply:
     def _held_by_class(self) -> dict[str, int]:
         held: dict[str, int] = {}
         for workload in self._snapshot.workloads.values():
-            held[workload.gpu_class] = held.get(workload.gpu_class, 0) + workload.devices
+            waiting = workload.devices - sum(count for _, count in workload.claimed)
+            for name, count in (*workload.claimed, (workload.gpu_class, max(0, waiting))):
+                held[name] = held.get(name, 0) + count
         return held
 
 

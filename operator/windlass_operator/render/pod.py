@@ -13,10 +13,12 @@ from windlass_contract import endpoints
 from windlass_contract.launch_spec import FILE_NAME, MOUNT_PATH
 from windlass_operator.api.meta import Toleration
 from windlass_operator.domain import labels
+from windlass_operator.domain.device_claim import Alternative
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.model_source import MODEL_MOUNT, SourceKind
 from windlass_operator.domain.plan import ServicePlan
 from windlass_operator.domain.quantity import canonical_quantity
+from windlass_operator.render.claim import REQUEST, claim_template_name
 from windlass_operator.render.launch import hash_launch, launch_name
 from windlass_operator.render.manifest import service_labels
 from windlass_operator.render.service import PORT_NAME, account_name
@@ -49,6 +51,7 @@ def render_pod_template(plan: ServicePlan, settings: FleetSettings) -> dict[str,
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             **_placement(plan),
+            **_claims(plan),
             "containers": [_container(plan, settings)],
             "volumes": _volumes(plan, settings),
         },
@@ -57,11 +60,24 @@ def render_pod_template(plan: ServicePlan, settings: FleetSettings) -> dict[str,
 
 def _pod_labels(plan: ServicePlan) -> dict[str, str]:
     gpu = {labels.GPU_CLASS: plan.gpu_class.name} if plan.gpu_class else {}
+    if plan.gpu_class is not None and plan.gpu_class.alternatives:
+        gpu[labels.DEVICES] = str(plan.gpu_class.count)
+        gpu[labels.CLAIM_TEMPLATE] = claim_template_name(plan, plan.gpu_class)
     return {**plan.pod.labels, **service_labels(plan), **gpu}
 
 
+def _claims(plan: ServicePlan) -> dict[str, Any]:
+    if plan.gpu_class is None or not plan.gpu_class.alternatives:
+        return {}
+    template = claim_template_name(plan, plan.gpu_class)
+    return {"resourceClaims": [{"name": REQUEST, "resourceClaimTemplateName": template}]}
+
+
 def _placement(plan: ServicePlan) -> dict[str, Any]:
-    node_selector = {**plan.pod.node_selector, **dict(plan.gpu_class.node_selector if plan.gpu_class else ())}
+    gpu = plan.gpu_class
+    alternatives = gpu.alternatives if gpu is not None else ()
+    of_class = gpu.node_selector if gpu is not None and len(alternatives) < 2 else ()
+    node_selector = {**plan.pod.node_selector, **dict(of_class)}
     tolerations = _tolerations(plan)
     placement: dict[str, Any] = {
         "topologySpreadConstraints": [
@@ -75,11 +91,26 @@ def _placement(plan: ServicePlan) -> dict[str, Any]:
             for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
         ]
     }
+    if len(alternatives) > 1:
+        placement["affinity"] = _nodes_of_any(alternatives)
     if node_selector:
         placement["nodeSelector"] = dict(sorted(node_selector.items()))
     if tolerations:
         placement["tolerations"] = tolerations
     return placement
+
+
+def _nodes_of_any(alternatives: tuple[Alternative, ...]) -> dict[str, Any]:
+    """Nodes of the listed classes alone: a DeviceClass may have devices that none of them means."""
+    terms = [
+        {
+            "matchExpressions": [
+                {"key": key, "operator": "In", "values": [value]} for key, value in alternative.node_selector
+            ]
+        }
+        for alternative in alternatives
+    ]
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
 
 
 def _tolerations(plan: ServicePlan) -> list[dict[str, str]]:
@@ -127,15 +158,18 @@ def _environment(plan: ServicePlan) -> list[dict[str, str]]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def _resources(plan: ServicePlan, settings: FleetSettings) -> dict[str, dict[str, str]]:
+def _resources(plan: ServicePlan, settings: FleetSettings) -> dict[str, Any]:
     wanted = plan.pod.resources
     requests, limits = {"cpu": canonical_quantity(wanted.cpu or settings.default_cpu)}, {}
     for name, amount in (("memory", wanted.memory), ("ephemeral-storage", wanted.ephemeral_storage)):
         if amount is not None:
             requests[name] = limits[name] = canonical_quantity(amount)
-    if plan.gpu_class is not None:
+    if plan.gpu_class is not None and not plan.gpu_class.alternatives:
         requests[plan.gpu_class.resource_name] = limits[plan.gpu_class.resource_name] = str(plan.gpu_class.count)
-    return {"requests": requests, "limits": limits} if limits else {"requests": requests}
+    resources: dict[str, Any] = {"requests": requests, "limits": limits} if limits else {"requests": requests}
+    if plan.gpu_class is not None and plan.gpu_class.alternatives:
+        resources["claims"] = [{"name": REQUEST}]
+    return resources
 
 
 def _probes(settings: FleetSettings) -> dict[str, Any]:

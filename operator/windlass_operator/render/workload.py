@@ -10,6 +10,7 @@ from windlass_operator.domain.plan import Action, ServicePlan
 from windlass_operator.domain.scaling import Scaler, ScalingPlan
 from windlass_operator.domain.snapshot import Taking
 from windlass_operator.render.autoscaler import render_autoscaler
+from windlass_operator.render.claim import render_claim_template
 from windlass_operator.render.disruption_budget import render_disruption_budget
 from windlass_operator.render.launch import render_launch
 from windlass_operator.render.manifest import Manifest, service_child
@@ -32,6 +33,7 @@ def render_service(plan: ServicePlan, settings: FleetSettings) -> tuple[Manifest
         render_launch(plan),
         render_service_policy(plan, settings),
         render_cluster_service(plan),
+        *([render_claim_template(plan, plan.gpu_class)] if plan.gpu_class and plan.gpu_class.alternatives else []),
         render_deployment(plan, settings),
     ]
     if plan.scaling is not None:

@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 
+from windlass_contract import memory
 from windlass_contract.launch_spec import INTEGERS, Device, Precision
 from windlass_kernels import ops
 from windlass_runtime.backends.torch_backend import TorchBackend
@@ -136,5 +137,11 @@ def _refuse_oversized(
 
 def _step_bytes(spec: ModelSpec, step_tokens: int) -> int:
     """Room for one step's largest temporaries in FP32: what a layer keeps per token, and a few rows of logits."""
-    widest = 3 * spec.feed_forward_size + 4 * spec.hidden_size + 3 * spec.query_heads * spec.head_size
-    return 4 * (step_tokens * widest + 64 * spec.vocabulary_size)
+    return memory.step_bytes(
+        hidden_size=spec.hidden_size,
+        feed_forward_size=spec.feed_forward_size,
+        query_heads=spec.query_heads,
+        head_size=spec.head_size,
+        vocabulary_size=spec.vocabulary_size,
+        step_tokens=step_tokens,
+    )

@@ -6,28 +6,20 @@ Which sequence owns which page is decided elsewhere (`kv.pages`); this module kn
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 
+from windlass_contract import memory
+from windlass_contract.memory import CACHE_SHARE
+from windlass_contract.memory import PAGE_TOKENS as PAGE_TOKENS
+from windlass_contract.memory import sequence_pages as sequence_pages
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.errors import CapacityError
-
-PAGE_TOKENS: Final = 64
-"""Positions per page."""
-
-_CACHE_SHARE: Final = 0.8
-"""Share of the free memory that a cache of unstated size may take; the rest is for activations and the allocator."""
 
 
 def page_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
     """Bytes of one page over all layers, keys and values."""
-    return 2 * spec.layer_count * spec.key_value_heads * PAGE_TOKENS * spec.head_size * dtype.itemsize
-
-
-def sequence_pages(tokens: int) -> int:
-    """Pages that hold `tokens` positions."""
-    return -(-tokens // PAGE_TOKENS)
+    return memory.page_bytes(spec.layer_count, spec.key_value_heads, spec.head_size, dtype.itemsize)
 
 
 def choose_page_count(
@@ -45,7 +37,7 @@ def choose_page_count(
     free_bytes   memory free on the device after the weights
     """
     one_page, one_sequence = page_bytes(spec, dtype), sequence_pages(max_sequence_tokens)
-    affordable = int(free_bytes * _CACHE_SHARE) // one_page
+    affordable = int(free_bytes * CACHE_SHARE) // one_page
     count = cache_bytes // one_page if cache_bytes else min(max_running_requests * one_sequence, affordable)
     if cache_bytes > free_bytes:
         raise CapacityError(f"key/value cache: need {cache_bytes} bytes as configured, {free_bytes} free on the device")
@@ -53,7 +45,7 @@ def choose_page_count(
         had = (
             f"{cache_bytes} configured"
             if cache_bytes
-            else f"{int(free_bytes * _CACHE_SHARE)} usable of {free_bytes} free"
+            else f"{int(free_bytes * CACHE_SHARE)} usable of {free_bytes} free"
         )
         raise CapacityError(
             f"key/value cache: one sequence of {max_sequence_tokens} tokens needs {one_sequence} pages x {one_page} "

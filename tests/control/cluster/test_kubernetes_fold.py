@@ -4,6 +4,7 @@ import pytest
 
 from windlass_operator.cluster.kubernetes_fold import fold_node, fold_remnants, fold_workload, key_of_owner
 from windlass_operator.cluster.kubernetes_kinds import OWNER
+from windlass_operator.cluster.kubernetes_trim import trim
 from windlass_operator.domain import labels
 from windlass_operator.domain.snapshot import Key, Workload
 
@@ -264,3 +265,38 @@ def test_pods_that_have_a_node_hold_their_devices_until_they_are_gone():
     ]
 
     assert fold_workload(build_deployment(4), [build_replica_set()], pods).placed == 3
+
+
+def build_claim(*requests):
+    results = [{"request": request, "device": f"gpu-{index}"} for index, request in enumerate(requests)]
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaim",
+        "metadata": {"name": "chat-1-gpu", "namespace": "ns", "labels": SELECTOR},
+        "status": {"allocation": {"devices": {"results": results}}} if results else {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("claims", "expected"),
+    [
+        pytest.param([build_claim()], (), id="not allocated yet"),
+        pytest.param([build_claim("gpu")], (("h200", 1),), id="one class: the request has no alternatives"),
+        pytest.param(
+            [build_claim("gpu/h200"), build_claim("gpu/a100", "gpu/a100")],
+            (("a100", 2), ("h200", 1)),
+            id="alternatives: the answer names which",
+        ),
+    ],
+)
+def test_claims_tell_which_class_the_scheduler_took(claims, expected):
+    workload = fold_workload(build_deployment(1, gpus=1), claims=[trim(claim) for claim in claims])
+
+    assert workload.claimed == expected
+
+
+def test_a_pod_that_claims_devices_counts_as_many_as_its_label_says():
+    pod = build_pod("a")
+    pod["metadata"]["labels"][labels.DEVICES] = "2"
+
+    assert fold_workload(build_deployment(1), [build_replica_set()], [pod]).devices == 2

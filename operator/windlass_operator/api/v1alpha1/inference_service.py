@@ -176,6 +176,7 @@ class Allocation(enum.StrEnum):
     """How a pod asks for its device."""
 
     DEVICE_PLUGIN = "DevicePlugin"
+    RESOURCE_CLAIM = "ResourceClaim"
 
 
 class PrecisionPreset(enum.StrEnum):
@@ -204,6 +205,20 @@ ModelUri = Annotated[
 ]
 
 
+class ModelShape(ApiModel):
+    """The model in numbers, as its config.json has them. `windlass shape FOLDER` prints this block."""
+
+    layers: Annotated[int, Field(ge=1, le=1024, description="num_hidden_layers.")]
+    hidden_size: Annotated[int, Field(ge=1, le=1_048_576, description="hidden_size.")]
+    feed_forward_size: Annotated[int, Field(ge=1, le=4_194_304, description="intermediate_size.")]
+    query_heads: Annotated[int, Field(ge=1, le=4096, description="num_attention_heads.")]
+    key_value_heads: Annotated[int, Field(ge=1, le=4096, description="num_key_value_heads.")]
+    head_size: Annotated[int, Field(ge=1, le=4096, description="head_dim, or hidden_size by num_attention_heads.")]
+    vocabulary_size: Annotated[int, Field(ge=1, le=16_777_216, description="vocab_size.")]
+    max_positions: Annotated[int, Field(ge=1, le=16_777_216, description="max_position_embeddings.")]
+    tied_head: Annotated[bool, Field(description="tie_word_embeddings.")] = False
+
+
 class Model(ApiModel):
     """Which checkpoint to serve."""
 
@@ -216,6 +231,13 @@ class Model(ApiModel):
             description="Value of `model` in OpenAI requests; empty means the object's name.",
         ),
     ] = ""
+    shape: Annotated[
+        ModelShape | None,
+        Field(
+            description="Sizes of the model. Set, classes whose memory is too small are passed by before a replica "
+            "starts; unset, the replica itself finds out.",
+        ),
+    ] = None
 
 
 class Requirements(ApiModel):
@@ -271,7 +293,8 @@ class Accelerator(ApiModel):
     allocation: Annotated[
         Allocation,
         Field(
-            description="DevicePlugin: through the extended resource of the class.",
+            description="DevicePlugin: through the extended resource of the chosen class. ResourceClaim: by dynamic "
+            "resource allocation; each replica gets the first of the classes that the scheduler can satisfy.",
         ),
     ] = Allocation.DEVICE_PLUGIN
 

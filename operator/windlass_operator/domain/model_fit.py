@@ -1,0 +1,136 @@
+"""Decide whether a model fits into the memory of a class, and show the arithmetic.
+
+Weights, one step's temporaries, and the key/value pages of one longest sequence must be there at once: the same sum by
+which a replica refuses to start (`windlass_contract.memory`). Without `spec.model.shape` nothing is known beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from windlass_contract import memory
+from windlass_contract.launch_spec import Precision
+from windlass_operator.api.v1alpha1.gpu_class import GPUClass, GPUClassSpec
+from windlass_operator.api.v1alpha1.inference_service import InferenceServiceSpec
+from windlass_operator.domain.decision import Decision, decide
+from windlass_operator.domain.gpu_need import computes_bf16, describe_memory, usable_bytes
+from windlass_operator.domain.quantity import parse_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A model in one precision against the memory of one replica."""
+
+    need: memory.MemoryNeed
+    available: int
+    arithmetic: str
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything is there at once."""
+        return self.need.total <= self.available
+
+
+def judge_fit(spec: InferenceServiceSpec, precision: Precision, gpu: GPUClassSpec) -> Fit | None:
+    """Add up; None while the model's shape or the precision's sizes are unknown."""
+    need = _need(spec, precision)
+    if need is None:
+        return None
+    available = usable_bytes(gpu)
+    words = (
+        f"weights {_gib(need.weights)} ({precision.value}) + key/value cache {_gib(need.cache)} "
+        f"({_describe_cache(spec)}) + workspace {_gib(need.workspace)} = {_gib(need.total)}, "
+        f"of {describe_memory(gpu)}"
+    )
+    return Fit(need, available, words)
+
+
+def longest_fitting_sequence(spec: InferenceServiceSpec, precision: Precision, gpu: GPUClassSpec) -> int:
+    """Tokens per sequence with which the model would fit; 0 when not even one page does."""
+    shape = shape_of(spec)
+    need = _need(spec, precision)
+    if shape is None or need is None or spec.cache.memory is not None:
+        return 0
+    left = usable_bytes(gpu) - need.weights - need.workspace
+    element = memory.ELEMENT_BYTES[precision]
+    one_page = memory.page_bytes(shape.layers, shape.key_value_heads, shape.head_size, element)
+    return max(0, int(left * memory.CACHE_SHARE) // one_page) * memory.PAGE_TOKENS
+
+
+def classes_that_fit(
+    spec: InferenceServiceSpec, precision: Precision, gpu_classes: Mapping[str, GPUClass]
+) -> tuple[str, ...]:
+    """Names of classes with enough memory, the smallest first."""
+    fitting = []
+    for name, gpu_class in gpu_classes.items():
+        fit = judge_fit(spec, precision, gpu_class.spec)
+        if fit is not None and fit.fits:
+            fitting.append((fit.available, name))
+    return tuple(name for _, name in sorted(fitting))
+
+
+def suggest(
+    spec: InferenceServiceSpec,
+    gpu: GPUClassSpec,
+    precision: Precision,
+    gpu_classes: Mapping[str, GPUClass],
+) -> str:
+    """Say what would make the model fit: another precision, a shorter sequence, another class. Empty: nothing known."""
+    ways = []
+    smaller = [other for other in memory.ELEMENT_BYTES if _computes(gpu, other) and _fits(spec, other, gpu)]
+    if smaller:
+        ways.append(f"set spec.precision.preset to {smaller[0].value}")
+    tokens = longest_fitting_sequence(spec, precision, gpu)
+    if tokens >= memory.PAGE_TOKENS:
+        ways.append(f"lower spec.limits.maxSequenceTokens to {tokens}")
+    larger = classes_that_fit(spec, precision, gpu_classes)
+    if larger:
+        ways.append(f"use class {larger[0]} ({gpu_classes[larger[0]].spec.memory})")
+    words = " or ".join(ways)
+    return words[:1].upper() + words[1:]
+
+
+def explain_fit(fit: Fit) -> Decision:
+    """Say how much of the class the model takes."""
+    return decide("model fit", f"{_gib(fit.need.total)} of {_gib(fit.available)}", fit.arithmetic)
+
+
+def shape_of(spec: InferenceServiceSpec) -> memory.ModelShape | None:
+    """The shape in the words of the contract."""
+    shape = spec.model.shape
+    return None if shape is None else memory.ModelShape(**shape.model_dump())
+
+
+def _need(spec: InferenceServiceSpec, precision: Precision) -> memory.MemoryNeed | None:
+    shape = shape_of(spec)
+    if shape is None or precision not in memory.ELEMENT_BYTES:
+        return None
+    return memory.least_memory(
+        shape,
+        precision,
+        cache_bytes=0 if spec.cache.memory is None else parse_bytes(spec.cache.memory),
+        max_sequence_tokens=spec.limits.max_sequence_tokens or 0,
+    )
+
+
+def _computes(gpu: GPUClassSpec, precision: Precision) -> bool:
+    return precision is not Precision.BF16 or computes_bf16(gpu)
+
+
+def _fits(spec: InferenceServiceSpec, precision: Precision, gpu: GPUClassSpec) -> bool:
+    fit = judge_fit(spec, precision, gpu)
+    return fit is not None and fit.fits
+
+
+def _describe_cache(spec: InferenceServiceSpec) -> str:
+    if spec.cache.memory is not None:
+        return "spec.cache.memory"
+    shape = spec.model.shape
+    assert shape is not None
+    tokens = min(spec.limits.max_sequence_tokens or shape.max_positions, shape.max_positions)
+    return f"one sequence of {tokens} tokens, and a fifth on top that stays free"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,111 @@
+"""Bytes a model takes on a device: what the control plane checks before it places a replica, and the replica itself.
+
+Weights, the key/value pages of the sequences, and the largest temporaries of one engine step. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from windlass_contract.launch_spec import Precision
+
+PAGE_TOKENS: Final = 64
+"""Positions of one key/value page."""
+CACHE_SHARE: Final = 0.8
+"""Share of the free memory that a cache of unstated size may take; the rest is for activations and the allocator."""
+STEP_TOKENS: Final = 512
+"""Token budget of one engine step unless a launch spec says otherwise."""
+ELEMENT_BYTES: Final[Mapping[Precision, int]] = {Precision.FP32: 4, Precision.BF16: 2, Precision.FP16: 2}
+"""Bytes of one number of arithmetic and cache, by precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A decoder-only model in numbers, as its config.json has them. Sizes are in elements."""
+
+    layers: int
+    hidden_size: int
+    feed_forward_size: int
+    query_heads: int
+    key_value_heads: int
+    head_size: int
+    vocabulary_size: int
+    max_positions: int
+    """Longest sequence it was trained for, in tokens."""
+    tied_head: bool = False
+    """Whether the output head is the embedding."""
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all weight matrices and norms; biases, a tiny part, are left out."""
+        attention = self.hidden_size * self.head_size * 2 * (self.query_heads + self.key_value_heads)
+        layer = attention + 3 * self.hidden_size * self.feed_forward_size + 2 * self.hidden_size
+        tables = self.vocabulary_size * self.hidden_size * (1 if self.tied_head else 2)
+        return tables + self.layers * layer + self.hidden_size
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Bytes that must be there at once."""
+
+    weights: int
+    cache: int
+    """Of the page pool, with the memory that must stay free beside a pool of unstated size."""
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.cache + self.workspace
+
+
+def page_bytes(layers: int, key_value_heads: int, head_size: int, element_bytes: int) -> int:
+    """Bytes of one page over all layers, keys and values."""
+    return 2 * layers * key_value_heads * PAGE_TOKENS * head_size * element_bytes
+
+
+def sequence_pages(tokens: int) -> int:
+    """Pages that hold `tokens` positions."""
+    return -(-tokens // PAGE_TOKENS)
+
+
+def step_bytes(
+    *,
+    hidden_size: int,
+    feed_forward_size: int,
+    query_heads: int,
+    head_size: int,
+    vocabulary_size: int,
+    step_tokens: int = STEP_TOKENS,
+) -> int:
+    """Room for one step's largest temporaries in FP32: what a layer keeps per token, and a few rows of logits."""
+    widest = 3 * feed_forward_size + 4 * hidden_size + 3 * query_heads * head_size
+    return 4 * (step_tokens * widest + 64 * vocabulary_size)
+
+
+def least_memory(
+    shape: ModelShape, precision: Precision, *, cache_bytes: int = 0, max_sequence_tokens: int = 0
+) -> MemoryNeed:
+    """The least with which a replica starts: its weights, one step, and the pages of one longest sequence.
+
+    cache_bytes          size of the page pool where it is stated; 0 where it follows the free memory
+    max_sequence_tokens  longest sequence to serve; 0 for what the model was trained for
+    precision            one of ELEMENT_BYTES
+    """
+    element = ELEMENT_BYTES[precision]
+    tokens = min(max_sequence_tokens or shape.max_positions, shape.max_positions)
+    one_page = page_bytes(shape.layers, shape.key_value_heads, shape.head_size, element)
+    one_sequence = sequence_pages(tokens) * one_page
+    return MemoryNeed(
+        weights=shape.parameters * element,
+        cache=max(cache_bytes, one_sequence) if cache_bytes else -int(-one_sequence // CACHE_SHARE),
+        workspace=step_bytes(
+            hidden_size=shape.hidden_size,
+            feed_forward_size=shape.feed_forward_size,
+            query_heads=shape.query_heads,
+            head_size=shape.head_size,
+            vocabulary_size=shape.vocabulary_size,
+        ),
+    )

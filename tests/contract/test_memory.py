@@ -1,0 +1,96 @@
+"""The control plane adds up what a replica adds up: both against the same sums, and against the model itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.documents import ROOT
+from windlass_contract import memory
+from windlass_contract.launch_spec import Precision
+from windlass_operator.cli.shape import read_shape
+from windlass_runtime.checkpoint.config import read_spec
+from windlass_runtime.kv.store import choose_page_count, page_bytes
+from windlass_runtime.model.weights import weight_bytes
+
+TINY = ROOT / "examples" / "models" / "windlass-tiny"
+LLAMA_8B = memory.ModelShape(
+    layers=32,
+    hidden_size=4096,
+    feed_forward_size=14336,
+    query_heads=32,
+    key_value_heads=8,
+    head_size=128,
+    vocabulary_size=128256,
+    max_positions=131072,
+)
+
+
+def test_parameters_are_those_the_model_card_says():
+    assert LLAMA_8B.parameters == 8_030_261_248
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        pytest.param(Precision.FP32, torch.float32, id="FP32"),
+        pytest.param(Precision.FP16, torch.float16, id="FP16"),
+        pytest.param(Precision.BF16, torch.bfloat16, id="BF16"),
+    ],
+)
+def test_the_shipped_model_weighs_what_the_runtime_loads(precision, dtype):
+    spec, config = read_spec(TINY), read_shape(TINY / "config.json")
+    shape = memory.ModelShape(
+        layers=config["layers"],
+        hidden_size=config["hiddenSize"],
+        feed_forward_size=config["feedForwardSize"],
+        query_heads=config["queryHeads"],
+        key_value_heads=config["keyValueHeads"],
+        head_size=config["headSize"],
+        vocabulary_size=config["vocabularySize"],
+        max_positions=config["maxPositions"],
+        tied_head=config["tiedHead"],
+    )
+    need = memory.least_memory(shape, precision)
+
+    assert need.weights == pytest.approx(weight_bytes(spec, dtype), rel=0.001)  # biases and head norms are left out
+    assert need.cache >= memory.sequence_pages(spec.max_positions) * page_bytes(spec, dtype)
+
+
+@given(st.integers(64, 4096), st.sampled_from(list(memory.ELEMENT_BYTES)))
+def test_what_is_needed_at_least_is_enough_for_the_runtimes_own_check(tokens, precision):
+    spec = read_spec(TINY)
+    shape = memory.ModelShape(
+        layers=spec.layer_count,
+        hidden_size=spec.hidden_size,
+        feed_forward_size=spec.feed_forward_size,
+        query_heads=spec.query_heads,
+        key_value_heads=spec.key_value_heads,
+        head_size=spec.head_size,
+        vocabulary_size=spec.vocabulary_size,
+        max_positions=4096,
+    )
+    need = memory.least_memory(shape, precision, max_sequence_tokens=tokens)
+    dtype = torch.float32 if precision is Precision.FP32 else torch.float16
+
+    pages = choose_page_count(
+        spec, dtype, cache_bytes=0, free_bytes=need.cache, max_running_requests=1, max_sequence_tokens=tokens
+    )
+
+    assert pages == memory.sequence_pages(tokens)
+
+
+@pytest.mark.parametrize(
+    ("cache_bytes", "expected"),
+    [
+        pytest.param(0, 4 * 2**30 * 5 // 4, id="unstated: one sequence, and a fifth of it all stays free"),
+        pytest.param(8 * 2**30, 8 * 2**30, id="stated: as stated"),
+        pytest.param(2**30, 4 * 2**30, id="stated too small for one sequence: what one needs"),
+    ],
+)
+def test_the_cache_holds_at_least_one_longest_sequence(cache_bytes, expected):
+    need = memory.least_memory(LLAMA_8B, Precision.FP16, cache_bytes=cache_bytes, max_sequence_tokens=32768)
+
+    assert need.cache == expected
