@@ -57,6 +57,10 @@ RECONCILE_DURATION: Final = "windlass_reconcile_duration_seconds"  # labels: kin
 RECONCILE_QUEUE_DEPTH: Final = "windlass_reconcile_queue_depth"
 API_WRITES_TOTAL: Final = "windlass_api_writes_total"  # labels: kind, verb
 IS_LEADER: Final = "windlass_operator_is_leader"
+GPU_CLASS_DEVICES: Final = "windlass_gpu_class_devices"  # labels of these four: gpu_class
+GPU_CLASS_ALLOCATED: Final = "windlass_gpu_class_devices_allocated"
+GPU_CLASS_LARGEST_BLOCK: Final = "windlass_gpu_class_largest_free_block"
+GPU_CLASS_FRAGMENTED: Final = "windlass_gpu_class_devices_fragmented"
 
 GATEWAY_DEMAND: Final = "windlass_gateway_demand_requests"  # labels: GATEWAY_LABELS
 """Most requests that were answered or held at once within the last minute."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.documents import ROOT
@@ -59,6 +59,7 @@ def test_the_shipped_model_weighs_what_the_runtime_loads(precision, dtype):
     assert need.cache >= memory.sequence_pages(spec.max_positions) * page_bytes(spec, dtype)
 
 
+@settings(deadline=None)
 @given(st.integers(64, 4096), st.sampled_from(list(memory.ELEMENT_BYTES)))
 def test_what_is_needed_at_least_is_enough_for_the_runtimes_own_check(tokens, precision):
     spec = read_spec(TINY)

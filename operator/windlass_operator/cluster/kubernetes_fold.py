@@ -100,6 +100,7 @@ def fold_workload(
         # Pods that a quota keeps from existing still wait for their devices, and terminating ones still hold them.
         placed=sum(_condition(pod, "PodScheduled").get("status") == "True" for pod in pods),
         devices=max(sum(_devices(pod) for pod in pods), wanted * _devices(template)),
+        devices_by_node=_devices_by_node(pods),
         claimed=_count_claimed(claims, _labels(template).get(labels.GPU_CLASS, "")),
         pending_reason=_pending_reason(deployment, staying),
         autoscaler_judged=bool(_condition(autoscaler or {}, "ScalingActive")),
@@ -165,6 +166,16 @@ def deletion_cost_of(pod: Json) -> int:
     """A pod's deletion cost; 0 where it has none, or one that Kubernetes would not take."""
     text = (pod["metadata"].get("annotations") or {}).get(DELETION_COST, "0")
     return int(text) if text.removeprefix("-").isdecimal() else 0
+
+
+def _devices_by_node(pods: Iterable[Json]) -> tuple[tuple[str, int], ...]:
+    """Devices by node, of pods that have one."""
+    counts: dict[str, int] = {}
+    for pod in pods:
+        node, devices = pod.get("spec", {}).get("nodeName"), _devices(pod)
+        if node and devices:
+            counts[node] = counts.get(node, 0) + devices
+    return tuple(sorted(counts.items()))
 
 
 def _count_claimed(claims: Iterable[Json], only_class: str) -> tuple[tuple[str, int], ...]:

@@ -201,7 +201,11 @@ class SnapshotBuilder:
             [one.manifest for one in self._cache.instances("ReplicaSet", key.namespace, key.name)],
             pods,
             autoscalers[0].manifest if autoscalers else None,
-            [one.manifest for one in self._cache.instances("ResourceClaim", key.namespace, key.name)],
+            [
+                one.manifest
+                for one in self._cache.instances("ResourceClaim", key.namespace, key.name)
+                if _canary_label(one) == canary
+            ],
         )
 
 

@@ -68,7 +68,10 @@ def _trim_pod(manifest: Mapping[str, Any]) -> Json:
     return {
         **head,
         "metadata": {**head["metadata"], **created},
-        "spec": {"containers": [{"resources": item.get("resources") or {}} for item in spec.get("containers") or ()]},
+        "spec": {
+            "containers": [{"resources": item.get("resources") or {}} for item in spec.get("containers") or ()],
+            **({"nodeName": spec["nodeName"]} if spec.get("nodeName") else {}),
+        },
         "status": {
             "phase": status.get("phase", "Pending"),
             "conditions": _dated(_conditions("Pod", status), status),

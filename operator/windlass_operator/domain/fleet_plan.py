@@ -10,6 +10,7 @@ from windlass_operator.api.v1alpha1.tenant import GpuQuota, GpuUse, Isolation, S
 from windlass_operator.domain.decision import Decision, Refusal, decide
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.fleet_view import FleetView
+from windlass_operator.domain.fragmentation import Fragmentation
 from windlass_operator.domain.priority import denied_priority_classes
 from windlass_operator.domain.quota_use import count_use, most_devices
 from windlass_operator.domain.snapshot import Key, Snapshot
@@ -48,6 +49,7 @@ class GpuClassPlan:
     """Ready, schedulable nodes; None while nodes are unknown."""
     gpus: int
     allocated: int
+    fragmentation: Fragmentation
 
 
 def plan_tenant(tenant: Tenant, snapshot: Snapshot, settings: FleetSettings) -> TenantPlan:
@@ -157,4 +159,5 @@ def plan_gpu_class(gpu_class: GPUClass, snapshot: Snapshot) -> GpuClassPlan:
         nodes=supply.nodes(name),
         gpus=supply.devices(name),
         allocated=supply.held(name),
+        fragmentation=supply.fragmentation(name),
     )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from windlass_operator.api.meta import Toleration
-from windlass_operator.api.v1alpha1.gpu_class import GPUClass, GPUClassSpec
+from windlass_operator.api.v1alpha1.gpu_class import GPUClass, GPUClassSpec, Placement
 from windlass_operator.api.v1alpha1.inference_service import Allocation, InferenceServiceSpec, PrecisionPreset
 from windlass_operator.domain.decision import Refusal
 from windlass_operator.domain.device_claim import Alternative, find_unclaimable, plan_alternatives
@@ -40,6 +40,8 @@ class GpuChoice:
     """Devices per replica."""
     node_selector: tuple[tuple[str, str], ...]
     tolerations: tuple[Toleration, ...]
+    packs: bool = False
+    """Whether replicas prefer nodes that run others of the class."""
     alternatives: tuple[Alternative, ...] = ()
     """What the replica claims, the preferred first; empty: it asks a device plugin for `resource_name`."""
 
@@ -138,7 +140,7 @@ def _judge(
 def describe(candidate: Candidate, supply: Supply, workload: Workload) -> str:
     """Say what speaks for a class."""
     if _keeps(candidate, workload):
-        return "its replicas run there already, and moving would restart them"
+        return f"{_describe_merit(candidate)}its replicas run there already, and moving would restart them"
     if candidate.claimed:
         return f"{_describe_merit(candidate)}the scheduler looks for its devices first"
     return f"{_describe_merit(candidate)}{_describe_nodes(candidate, supply)}"
@@ -172,6 +174,7 @@ def choose(candidate: Candidate, count: int) -> GpuChoice:
         count,
         tuple(sorted(spec.node_selector.items())),
         tuple(tolerations),
+        spec.placement is Placement.PACK,
         plan_alternatives((one.name, one.spec) for one in candidate.claimed),
     )
 
@@ -185,7 +188,8 @@ def refuse_ranking(ranking: Ranking) -> Refusal:
             "Ask the platform team to create one",
         )
     causes = {skipped.cause for skipped in ranking.skipped}
-    cause = causes.pop() if len(causes) == 1 else "NoUsableGPUClass"
+    mixed = "RequirementsNotMet" if ranking.by_need else "NoUsableGPUClass"
+    cause = causes.pop() if len(causes) == 1 else mixed
     details = "; ".join(f"{skipped.name}: {skipped.reason}" for skipped in ranking.skipped)
     steps = {
         "UnknownGPUClass": "List an existing class in spec.accelerator.classes, or ask the platform team to create it",
@@ -197,7 +201,7 @@ def refuse_ranking(ranking: Ranking) -> Refusal:
     }
     if ranking.by_need:
         words = "no class meets spec.accelerator.requirements"
-        otherwise = "Lower spec.accelerator.requirements or what the service itself asks for"
+        otherwise = "Lower what the service asks for"
     else:
         words = "no class of spec.accelerator.classes can be used"
         otherwise = "List a class in spec.accelerator.classes that exists and fits"

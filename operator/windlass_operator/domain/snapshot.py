@@ -85,6 +85,8 @@ class Workload:
     """Pods that the scheduler has given a node, leaving ones included: they hold what they asked for."""
     claimed: tuple[tuple[str, int], ...] = ()
     """Devices that its claims were given, by GPUClass: with alternatives that may be another one than `gpu_class`."""
+    devices_by_node: tuple[tuple[str, int], ...] = ()
+    """Devices its pods hold, by node, in the order of their names."""
     pending_reason: str = ""
     """Words of the scheduler or of a quota, when pods cannot start."""
     autoscaler_judged: bool = False

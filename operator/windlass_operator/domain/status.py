@@ -253,6 +253,8 @@ def plan_gpu_class_status(plan: GpuClassPlan, previous: GPUClassStatus, now: str
         nodes=plan.nodes or 0,
         gpus=plan.gpus,
         allocated=plan.allocated,
+        largest_free_block=plan.fragmentation.largest_block,
+        fragmented=plan.fragmentation.lost,
     )
 
 

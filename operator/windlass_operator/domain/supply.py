@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
+from windlass_operator.domain.fragmentation import Fragmentation, measure_fragmentation
 from windlass_operator.domain.snapshot import Node, Snapshot
 
 
@@ -53,10 +54,29 @@ class Supply:
         } | {gpu_class}
         return offer.devices - sum(self.held(name) for name in rivals)
 
+    def fragmentation(self, gpu_class: str) -> Fragmentation:
+        """How the free devices of a class lie on its nodes, as far as replicas of ours hold the others."""
+        resource = self._snapshot.gpu_classes[gpu_class].spec.resource
+        nodes = self._snapshot.nodes or {}
+        capacity = {name: nodes[name].allocatable.get(resource, 0) for name in self._offer(gpu_class).nodes}
+        return measure_fragmentation(capacity, self._used_by_resource.get(resource, {}))
+
     def _offer(self, gpu_class: str) -> Offer:
         if gpu_class not in self._offers:
             self._offers[gpu_class] = _count(self._snapshot.gpu_classes[gpu_class], self._snapshot)
         return self._offers[gpu_class]
+
+    @functools.cached_property
+    def _used_by_resource(self) -> dict[str, dict[str, int]]:
+        """Devices in use, by resource and node."""
+        used: dict[str, dict[str, int]] = {}
+        for workload in self._snapshot.workloads.values():
+            gpu_class = self._snapshot.gpu_classes.get(workload.gpu_class)
+            if gpu_class is not None:
+                on_nodes = used.setdefault(gpu_class.spec.resource, {})
+                for node, count in workload.devices_by_node:
+                    on_nodes[node] = on_nodes.get(node, 0) + count
+        return used
 
     @functools.cached_property
     def _held_by_class(self) -> dict[str, int]:

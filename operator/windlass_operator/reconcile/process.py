@@ -43,6 +43,7 @@ from windlass_operator.reconcile.activation import Activator
 from windlass_operator.reconcile.canary_analysis import CanaryAnalyst
 from windlass_operator.reconcile.coldness import ColdnessKeeper
 from windlass_operator.reconcile.costs import CostBook, CostKeeper, CostMetrics, ReadTokens
+from windlass_operator.reconcile.fleet_metrics import GpuClassCollector
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, Backoff, KeyedQueue, Rate
 from windlass_operator.reconcile.reconciler import Reconciler, Workers
 from windlass_operator.reconcile.routes import RoutePublisher
@@ -217,6 +218,7 @@ def build_operator(
         may_post=lambda: leadership.held,
     )
     cluster = KubernetesCluster(client, leadership, events, metrics.count_write)
+    metrics.registry.register(GpuClassCollector(cluster.picture))
     times = LeaseTimes(settings.lease_duration_s, settings.lease_renew_s, settings.lease_retry_s)
     elector = LeaderElector(
         client,

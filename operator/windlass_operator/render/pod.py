@@ -79,6 +79,7 @@ def _placement(plan: ServicePlan) -> dict[str, Any]:
     of_class = gpu.node_selector if gpu is not None and len(alternatives) < 2 else ()
     node_selector = {**plan.pod.node_selector, **dict(of_class)}
     tolerations = _tolerations(plan)
+    keys = ["topology.kubernetes.io/zone", *(() if gpu is not None and gpu.packs else ["kubernetes.io/hostname"])]
     placement: dict[str, Any] = {
         "topologySpreadConstraints": [
             {
@@ -88,11 +89,15 @@ def _placement(plan: ServicePlan) -> dict[str, Any]:
                 "labelSelector": {"matchLabels": plan.selector},
                 "matchLabelKeys": ["pod-template-hash"],
             }
-            for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+            for key in keys
         ]
     }
-    if len(alternatives) > 1:
-        placement["affinity"] = _nodes_of_any(alternatives)
+    affinity = {
+        **(_nodes_of_any(alternatives) if len(alternatives) > 1 else {}),
+        **(_near_others(gpu.name) if gpu is not None and gpu.packs else {}),
+    }
+    if affinity:
+        placement["affinity"] = affinity
     if node_selector:
         placement["nodeSelector"] = dict(sorted(node_selector.items()))
     if tolerations:
@@ -111,6 +116,17 @@ def _nodes_of_any(alternatives: tuple[Alternative, ...]) -> dict[str, Any]:
         for alternative in alternatives
     ]
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+
+
+def _near_others(gpu_class: str) -> dict[str, Any]:
+    """Nodes that run replicas of the class already, whoever owns them: the others stay whole."""
+    term = {
+        "topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": {labels.GPU_CLASS: gpu_class}},
+        "namespaceSelector": {},
+    }
+    preferred = [{"weight": 100, "podAffinityTerm": term}]
+    return {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
 
 
 def _tolerations(plan: ServicePlan) -> list[dict[str, str]]:

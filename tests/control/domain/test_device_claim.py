@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.builders import build_gpu_class, build_node, build_service, build_snapshot, build_workload
@@ -74,6 +74,7 @@ worlds = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(worlds)
 def test_nothing_in_the_world_changes_a_claim_for_that_would_restart_replicas(world):
     machines, running, ready = world

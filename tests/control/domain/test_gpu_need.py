@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.builders import build_gpu_class, build_node, build_service, build_snapshot, build_workload
@@ -135,6 +135,7 @@ classes = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(classes, st.sampled_from([5, 24, 60]), st.sampled_from(["8.0", "9.0"]))
 def test_what_is_chosen_meets_every_need_and_nothing_cheaper_does(found, memory, capability):
     built = {}
@@ -155,6 +156,7 @@ def test_what_is_chosen_meets_every_need_and_nothing_cheaper_does(found, memory,
         assert best == (min(stated) if stated else None)
 
 
+@settings(deadline=None)
 @given(st.permutations(ALL))
 def test_the_order_by_price_does_not_depend_on_the_order_of_the_classes(shuffled):
     order = cheapest_first({item.metadata.name: item for item in shuffled})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.builders import build_gpu_class, build_node, build_service, build_snapshot
@@ -132,6 +132,7 @@ def test_a_time_slice_offers_its_share_of_the_memory():
     assert fit.arithmetic.endswith("of 24Gi shared by 2")
 
 
+@settings(deadline=None)
 @given(st.integers(1, 8).map(lambda power: 2**power), st.sampled_from(["FP32", "BF16", "FP16"]))
 def test_the_sequence_length_that_is_suggested_fits_and_a_page_more_does_not(gib, precision):
     gpu = build_gpu_class("any", memory=f"{gib}Gi").spec

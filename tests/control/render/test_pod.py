@@ -251,3 +251,21 @@ def test_requests_and_limits_come_out_as_the_api_server_stores_them():
         "requests": {"cpu": "4", "memory": "16Gi", "ephemeral-storage": "100Gi"},
         "limits": {"memory": "16Gi", "ephemeral-storage": "100Gi"},
     }
+
+
+def test_replicas_of_a_class_that_packs_prefer_nodes_in_use_and_do_not_keep_apart():
+    packing = build_gpu_class("h200", placement="Pack")
+    service = build_service(classes=["h200"])
+    placed, spread = (
+        render_pod_template(plan_service(service, build_snapshot(service, item), FleetSettings()), FleetSettings())[
+            "spec"
+        ]
+        for item in (packing, build_gpu_class("h200"))
+    )
+
+    (term,) = placed["affinity"]["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert term["podAffinityTerm"]["labelSelector"]["matchLabels"] == {"windlass.dev/gpu-class": "h200"}
+    assert term["podAffinityTerm"]["namespaceSelector"] == {}
+    assert [item["topologyKey"] for item in placed["topologySpreadConstraints"]] == ["topology.kubernetes.io/zone"]
+    assert "affinity" not in spread
+    assert [item["topologyKey"] for item in spread["topologySpreadConstraints"]][-1] == "kubernetes.io/hostname"

@@ -43,6 +43,13 @@ class Interconnect(enum.StrEnum):
     NVSWITCH = "NVSwitch"
 
 
+class Placement(enum.StrEnum):
+    """Where replicas prefer to run among the nodes of a class."""
+
+    SPREAD = "Spread"
+    PACK = "Pack"
+
+
 DeviceSelector = Annotated[str, Field(min_length=1, max_length=2048)]
 
 
@@ -124,6 +131,13 @@ class GPUClassSpec(ApiModel):
         ),
     ] = Field(default_factory=list)
     sharing: DeviceSharing | None = None
+    placement: Annotated[
+        Placement,
+        Field(
+            description="Spread: replicas of a service keep apart, so that a node takes few of them with it. Pack: "
+            "replicas prefer nodes that run others of this class, so that whole nodes stay free for larger work.",
+        ),
+    ] = Placement.SPREAD
     memory: Annotated[
         ByteQuantity,
         Field(
@@ -164,6 +178,13 @@ class GPUClassStatus(ApiModel):
     nodes: Annotated[int, Field(description="Nodes that match.")] = 0
     gpus: Annotated[int, Field(description="Devices on those nodes.")] = 0
     allocated: Annotated[int, Field(description="Devices held by pods.")] = 0
+    largest_free_block: Annotated[int, Field(description="Most free devices on one node.")] = 0
+    fragmented: Annotated[
+        int,
+        Field(
+            description="Devices lost to fragmentation: on nodes that would be wholly free if replicas lay together.",
+        ),
+    ] = 0
 
 
 class GPUClass(ApiModel):
