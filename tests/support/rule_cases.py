@@ -8,10 +8,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations, product
 from typing import Any
 
 from windlass_operator.api import meta
-from windlass_operator.api.v1alpha1 import canary, gpu_class, inference_service, scaling, tenant
+from windlass_operator.api.v1alpha1 import canary, gpu_class, inference_service, power, scaling, tenant
 
 Manifest = dict[str, Any]
 
@@ -132,6 +133,26 @@ def _analysis(*metrics: Manifest, **fields: Any) -> Manifest:
 
 _ERRORS = {"type": "ErrorRate", "threshold": 5}
 _PROBE = {"type": "QualityProbe", "threshold": 90}
+
+
+def _power(fields: Mapping[str, Any] | None = None) -> Manifest:
+    """A GPUClass with a power policy, dotted fields of which are set."""
+    policy = {
+        "power.bounds": {"minWatts": 200, "maxWatts": 700, "minGraphicsClockMHz": 600, "maxGraphicsClockMHz": 1980},
+        "power.profiles": {"performance": {"powerLimitWatts": 700}},
+    }
+    return gpu_class_of(policy | {f"power.{path}": value for path, value in (fields or {}).items()})
+
+
+def _out_of_bounds(profile: str, limit: str) -> tuple[Manifest, ...]:
+    values = (100, 800) if limit == "powerLimitWatts" else (500, 2000)
+    return tuple(_power({"profiles": {profile: {limit: value}}}) for value in values)
+
+
+def _profiles(lower: str, upper: str, limit: str, low: int, high: int) -> Manifest:
+    return _power({"profiles": {lower: {limit: low}, upper: {limit: high}}})
+
+
 _DIGESTS = ["0" * 64, "1" * 64]
 _BAD_KEYS = ("-a", "a_b/c", "a/b/c", "a b", "", "a/", "/a")
 _GOOD_KEYS = ("a", "team", "Example.com_x", "example.com/team", "a.b-c/D_e.f")
@@ -464,6 +485,13 @@ _SERVICE_CASES = (
         ),
         (service({"podTemplate.tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}),),
     ),
+    RuleCase(
+        "power needs a gpu",
+        inference_service.POWER_NEEDS_A_GPU,
+        "spec.powerProfile",
+        (service(), service({"powerProfile": "Eco", "accelerator": {"classes": ["h200"]}})),
+        (service({"powerProfile": "Eco"}),),
+    ),
 )
 
 _TENANT_CASES = (
@@ -586,6 +614,90 @@ _GPU_CLASS_CASES = (
         "spec.tolerations[0].key",
         (gpu_class_of({"tolerations": [{"key": "a"}]}), gpu_class_of({"tolerations": [{"operator": "Exists"}]})),
         (gpu_class_of({"tolerations": [{"value": "a"}]}), gpu_class_of({"tolerations": [{"key": ""}]})),
+    ),
+    RuleCase(
+        "watts have room",
+        power.WATTS_HAVE_ROOM,
+        "spec.power.bounds.maxWatts",
+        (_power({"bounds.minWatts": 700}),),
+        (_power({"bounds": {"minWatts": 700, "maxWatts": 699}, "profiles": {}}),),
+    ),
+    RuleCase(
+        "clocks come as a pair",
+        power.CLOCKS_COME_AS_A_PAIR,
+        "spec.power.bounds",
+        (_power(), _power({"bounds": {"minWatts": 1, "maxWatts": 700}})),
+        (_power({"bounds.minGraphicsClockMHz": REMOVED}), _power({"bounds.maxGraphicsClockMHz": REMOVED})),
+    ),
+    RuleCase(
+        "clocks have room",
+        power.CLOCKS_HAVE_ROOM,
+        "spec.power.bounds.maxGraphicsClockMHz",
+        (_power({"bounds.minGraphicsClockMHz": 1980}),),
+        (_power({"bounds.minGraphicsClockMHz": 1981}),),
+    ),
+    RuleCase(
+        "a profile limits something",
+        power.PROFILE_LIMITS_SOMETHING,
+        "spec.power.profiles.eco",
+        (_power({"profiles": {"eco": {"powerLimitWatts": 300}}}), _power({"profiles": {}})),
+        (_power({"profiles": {"eco": {}}}),),
+    ),
+    *(
+        RuleCase(
+            f"{limit} of {profile} within bounds",
+            entry,
+            f"spec.power.profiles.{profile}.{limit}",
+            tuple(_power({"profiles": {profile: {limit: value}}}) for value in (600, 700)),
+            _out_of_bounds(profile, limit),
+        )
+        for entry, (limit, profile) in zip(
+            power.IN_BOUNDS,
+            product(("powerLimitWatts", "maxGraphicsClockMHz"), ("eco", "balanced", "performance")),
+            strict=True,
+        )
+    ),
+    *(
+        RuleCase(
+            f"{limit} rises from {lower} to {upper}",
+            entry,
+            f"spec.power.profiles.{upper}.{limit}",
+            tuple(_profiles(lower, upper, limit, low, 700) for low in (600, 700)),
+            (_profiles(lower, upper, limit, 700, 650),),
+        )
+        for entry, (limit, (lower, upper)) in zip(
+            power.RISING,
+            product(("powerLimitWatts", "maxGraphicsClockMHz"), combinations(("eco", "balanced", "performance"), 2)),
+            strict=True,
+        )
+    ),
+    RuleCase(
+        "load has somewhere to go",
+        power.LOAD_HAS_SOMEWHERE_TO_GO,
+        "spec.power.followLoad",
+        (_power({"followLoad": {}, "profiles.eco": {"powerLimitWatts": 300}}),),
+        (_power({"followLoad": {}}), _power({"followLoad": {}, "profiles": {"eco": {"powerLimitWatts": 300}}})),
+    ),
+    RuleCase(
+        "load has a middle",
+        power.LOAD_HAS_A_MIDDLE,
+        "spec.power.followLoad.stepUpAbovePercent",
+        (
+            _power(
+                {
+                    "profiles.eco": {"powerLimitWatts": 300},
+                    "followLoad": {"stepDownBelowPercent": 40, "stepUpAbovePercent": 41},
+                }
+            ),
+        ),
+        (
+            _power(
+                {
+                    "profiles.eco": {"powerLimitWatts": 300},
+                    "followLoad": {"stepDownBelowPercent": 40, "stepUpAbovePercent": 40},
+                }
+            ),
+        ),
     ),
 )
 

@@ -40,6 +40,7 @@ from windlass_operator.domain.labels import canary_selector, selector_labels
 from windlass_operator.domain.model_fit import explain_fit, judge_fit
 from windlass_operator.domain.model_source import ModelSource, SourceKind, explain_source, parse_source
 from windlass_operator.domain.pod_overlay import guard_overlay
+from windlass_operator.domain.power import explain_power
 from windlass_operator.domain.precision import choose_precision
 from windlass_operator.domain.preemption import is_recent
 from windlass_operator.domain.priority import explain_priority, priority_class_of
@@ -193,6 +194,7 @@ def plan_in_view(service: InferenceService, view: FleetView) -> ServicePlan:
                 else []
             ),
             explain_priority(spec.tier),
+            *_explain_power(service, verdict),
             explain_rollout(rollout),
             explain_disruptions(replicas, rollout),
             *pod_decisions,
@@ -338,6 +340,12 @@ def _plan_rollout(service: InferenceService, verdict: Admission, replicas: int, 
     free = view.supply.free(verdict.candidate.name)
     room = rollout_room(free, spare, accelerator.count, view.workload_of(key_of(service)))
     return plan_rollout(replicas, min_available, room, on_gpu=True)
+
+
+def _explain_power(service: InferenceService, verdict: Admission) -> tuple[Decision, ...]:
+    if verdict.candidate is None:
+        return ()
+    return explain_power(service.spec.power_profile, service.spec.tier, verdict.candidate.spec.power)
 
 
 def _choose_precision(service: InferenceService, verdict: Admission) -> tuple[Precision, Decision]:

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from windlass_operator.api.meta import ApiModel, ByteQuantity, Conditions, Labels, ObjectMeta, Tolerations
 from windlass_operator.api.patterns import COMPUTE_CAPABILITY, DEVICE_CLASS, MIG_PROFILE, PRICE, RESOURCE_NAME
 from windlass_operator.api.rules import constrained, rule
+from windlass_operator.api.v1alpha1.power import Power
 
 NAME_IS_A_LABEL: Final = rule(
     "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 63",
@@ -159,6 +160,10 @@ class GPUClassSpec(ApiModel):
             description="Taints of those nodes that pods of this class accept.",
         ),
     ] = Field(default_factory=list)
+    power: Annotated[
+        Power | None,
+        Field(description="Power and clock limits by profile. Unset: nobody touches GPUs of this class."),
+    ] = None
 
     @property
     def resource(self) -> str:

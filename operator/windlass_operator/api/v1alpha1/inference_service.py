@@ -23,6 +23,7 @@ from windlass_operator.api.rules import constrained, rule
 from windlass_operator.api.v1alpha1.canary import MOST_CANARIES, CanaryAnalysis, CanaryStatus
 from windlass_operator.api.v1alpha1.cost import Cost
 from windlass_operator.api.v1alpha1.gpu_class import Interconnect
+from windlass_operator.api.v1alpha1.power import PowerProfile
 from windlass_operator.api.v1alpha1.scaling import Scaling
 
 MAX_NAME: Final = 40
@@ -123,6 +124,12 @@ STEPS_LEAD_UP: Final = rule(
     "string(self.trafficPercent)",
     field=".analysis.steps",
 )
+POWER_NEEDS_A_GPU: Final = rule(
+    "!has(self.powerProfile) || has(self.accelerator)",
+    "no profile without accelerator, because CPUs have none",
+    field=".powerProfile",
+)
+
 ENV_IS_NOT_OURS: Final = rule(
     "!self.name.startsWith('WINDLASS_')", "a name outside WINDLASS_, which the operator sets", field=".name"
 )
@@ -479,7 +486,9 @@ class InferenceServiceSpec(ApiModel):
     """Desired state."""
 
     model_config = ConfigDict(
-        json_schema_extra=constrained(ONE_OWNER_OF_REPLICAS, FLOOR_CAN_HOLD, FLOOR_CAN_HOLD_WHEN_SCALED_IN)
+        json_schema_extra=constrained(
+            ONE_OWNER_OF_REPLICAS, FLOOR_CAN_HOLD, FLOOR_CAN_HOLD_WHEN_SCALED_IN, POWER_NEEDS_A_GPU
+        )
     )
 
     model: Model
@@ -505,6 +514,14 @@ class InferenceServiceSpec(ApiModel):
             "must list it.",
         ),
     ] = Tier.STANDARD
+    power_profile: Annotated[
+        PowerProfile | None,
+        Field(
+            description="Which of the GPUClass's power profiles the GPUs of this service run with. Unset: what the "
+            "class gives the tier, else Balanced. Changing it restarts nothing; without the power agent it has no "
+            "effect.",
+        ),
+    ] = None
     rollout: Rollout = Rollout()
     drain: Drain = Drain()
     pod_template: PodTemplate = PodTemplate()
