@@ -28,6 +28,10 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "windlass_operator.cli.metrics_adapter:metrics_adapter",
         "Serve the metrics of replicas to autoscalers.",
     ),
+    "power-agent": (
+        "windlass_operator.cli.power_agent:power_agent",
+        "Give the GPUs of a node the power profiles of their services.",
+    ),
     "generate": ("windlass_operator.cli.generate:generate", "Write CRDs and reference docs from the API types."),
 }
 """Name -> (where it lies, one line for the overview). The line is here so that `--help` imports no sub-command."""

@@ -84,3 +84,24 @@ ADAPTER_READ_DURATION: Final = (
     "windlass_adapter_read_duration_seconds"  # labels: what (pods, replicas, a metric), result
 )
 ADAPTER_CERTIFICATE_EXPIRY: Final = "windlass_adapter_certificate_expiry_timestamp_seconds"
+
+# Power agent, one per node.
+GPU_LABELS: Final = ("gpu",)
+"""UUID of a physical GPU."""
+SERVICE_LABELS: Final = ("namespace", "service")
+POWER_LIMIT: Final = "windlass_power_limit_watts"
+POWER_WANTED_LIMIT: Final = "windlass_power_wanted_limit_watts"
+POWER_CLOCK_CAP: Final = "windlass_power_wanted_clock_cap_hertz"
+POWER_DRAW: Final = "windlass_power_draw_watts"
+POWER_ENERGY_TOTAL: Final = "windlass_power_energy_joules_total"
+POWER_GPU_STATE: Final = "windlass_power_gpu_state"  # + label `state`
+POWER_SERVICE_ENERGY_TOTAL: Final = "windlass_power_service_energy_joules_total"
+POWER_SERVICE_TOKENS_TOTAL: Final = "windlass_power_service_tokens_total"
+POWER_JOULES_PER_TOKEN: Final = "windlass_power_joules_per_token"
+POWER_WRITES_TOTAL: Final = "windlass_power_writes_total"  # labels: what (power_limit, clock), result
+POWER_SOURCE_UP: Final = "windlass_power_source_up"  # label: source
+
+POWER_STATES: Final = ("found", "managed", "failed", "dry_run")
+"""Values of the `state` label of POWER_GPU_STATE: as found, with our limits, refused, only said."""
+POWER_SOURCES: Final = ("driver", "kubelet", "api", "state")
+"""Values of the `source` label of POWER_SOURCE_UP."""

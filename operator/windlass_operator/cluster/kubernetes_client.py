@@ -111,8 +111,10 @@ class KubernetesClient:
             async for item in self.list_items(kind.path(namespace), selector, accept=METADATA_ONLY)
         ]
 
-    async def list_items(self, path: str, selector: str, *, accept: str = "application/json") -> AsyncIterator[Json]:
-        """Yield all objects of a collection, asking for a page at a time.
+    async def list_items(
+        self, path: str, selector: str, *, accept: str = "application/json", fields: str = ""
+    ) -> AsyncIterator[Json]:
+        """Yield all objects of a collection that match a label and a field selector, asking for a page at a time.
 
         No version is asked for: servers since 1.31 answer consistently from their cache, and a list of version 0 comes
         as one page, however long.
@@ -120,6 +122,8 @@ class KubernetesClient:
         params = {"limit": str(PAGE_SIZE)}
         if selector:
             params["labelSelector"] = selector
+        if fields:
+            params["fieldSelector"] = fields
         while True:
             page = await self.request("GET", path, params=params, accept=accept)
             for item in page.get("items") or ():
