@@ -271,6 +271,12 @@ The last role is the operator's: it writes the table that the gateway reads.
 Whoever may write EndpointSlices decides where the gateway connects, in any namespace it serves; Kubernetes grants that
 to nobody by default, and a Tenant's members do not have it.
 """
+_POWER_NOTE: Final = """## The power agent: ServiceAccount windlass-power-agent
+
+Only with `powerAgent.enabled`, in `powerAgent.namespace`. With `watchNamespaces` the rights on pods and services become
+a Role in each of these namespaces. What it may do on its node is another matter: see
+[security](../security.md#the-power-agent).
+"""
 _USERS_NOTE: Final = """## People
 
 `rbac.userRoles` makes these ClusterRoles. The first two become part of the cluster's own roles `view`, `edit` and
@@ -309,6 +315,10 @@ def render_rbac(helm: Path) -> str:
     parts.append(_GATEWAY_NOTE)
     for role in (role for role in gateway if role.name not in roles):
         parts += [f"### {role.name}{f' in {role.namespace}' if role.namespace else ''}\n", _rule_table(role)]
+    power = parse_roles(template(helm, "windlass", "--set", "powerAgent.enabled=true"))
+    parts.append(_POWER_NOTE)
+    for role in (role for role in power if role.name not in roles):
+        parts += [f"### {role.name}\n", _rule_table(role)]
     parts.append(_USERS_NOTE)
     for name in ("windlass-view", "windlass-edit", "windlass-platform"):
         parts += [f"### {name}\n", _rule_table(roles[name])]

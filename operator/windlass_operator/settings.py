@@ -152,6 +152,7 @@ PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
     "log_level": (r"^(DEBUG|INFO|WARNING|ERROR)$", "DEBUG, INFO, WARNING or ERROR"),
     "fleet.runtime_image": (r"^[^\s]+$", "an image reference"),
     "fleet.gateway_namespace": (DNS_LABEL, "a namespace name"),
+    "fleet.power_agent_namespace": (r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$", "a namespace name"),
     "fleet.metrics_namespace": (DNS_LABEL, "a namespace name"),
     "fleet.dns_namespace": (DNS_LABEL, "a namespace name"),
     "fleet.autoscaler": (

@@ -6,6 +6,9 @@
 {{- if .Values.gateway.enabled }}
 {{- $_ := set $places "WINDLASS_ROUTES_SECRET" (include "windlass.routesSecretName" .) }}
 {{- end }}
+{{- if .Values.powerAgent.enabled }}
+{{- $_ := set $places "WINDLASS_FLEET_POWER_AGENT_NAMESPACE" (include "windlass.powerNamespace" .) }}
+{{- end }}
 {{- $operator = include "windlass.variables" (dict "prefix" "WINDLASS_" "values" $operator) | fromYaml }}
 {{- $fleet = include "windlass.variables" (dict "prefix" "WINDLASS_FLEET_" "values" $fleet) | fromYaml }}
 {{- range $variable, $value := merge $places $operator $fleet }}

@@ -26,6 +26,8 @@ class FleetSettings:
     """Image of every replica. A new value rolls every service, so an operator upgrade alone does not change it."""
     gateway_namespace: str = "windlass-system"
     """Namespace of Windlass itself: its gateway and its metrics adapter may reach replicas."""
+    power_agent_namespace: str = ""
+    """Namespace whose power agents may read the tokens that replicas count. Empty: there is no agent."""
     metrics_namespace: str = "monitoring"
     """Namespace whose pods may scrape replicas."""
     dns_namespace: str = "kube-system"

@@ -25,6 +25,7 @@ CANARY_COMPONENT: Final = "canary"
 GATEWAY: Final = "gateway"
 METRICS_ADAPTER: Final = "metrics-adapter"
 OPERATOR: Final = "operator"
+POWER_AGENT: Final = "power-agent"
 
 SERVICE: Final = f"{GROUP}/service"
 TENANT: Final = f"{GROUP}/tenant"

@@ -37,7 +37,7 @@ def render_service_policy(plan: ServicePlan, settings: FleetSettings) -> Manifes
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [
                 {
-                    "from": _trusted_peers(plan.neighbours, settings),
+                    "from": [*_trusted_peers(plan.neighbours, settings), *_power_agents(settings)],
                     "ports": [{"port": RUNTIME_PORT, "protocol": "TCP"}],
                 }
             ],
@@ -75,6 +75,14 @@ def _trusted_peers(namespaces: Iterable[str], settings: FleetSettings) -> list[d
         {"namespaceSelector": _named([settings.metrics_namespace])},
         {"namespaceSelector": _named(namespaces)},
     ]
+
+
+def _power_agents(settings: FleetSettings) -> list[dict[str, Any]]:
+    """Agents read how many tokens a replica made."""
+    if not settings.power_agent_namespace:
+        return []
+    agents = {"matchLabels": {labels.PART_OF: labels.PRODUCT, labels.COMPONENT: labels.POWER_AGENT}}
+    return [{"namespaceSelector": _named([settings.power_agent_namespace]), "podSelector": agents}]
 
 
 def _named(namespaces: Iterable[str]) -> dict[str, Any]:
