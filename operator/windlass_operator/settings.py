@@ -159,6 +159,11 @@ PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
         r"^(|HorizontalPodAutoscaler|ScaledObject)$",
         "HorizontalPodAutoscaler, ScaledObject or nothing",
     ),
+    "fleet.http_route_gateway": (
+        r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$",
+        "namespace/name",
+    ),
+    "fleet.mesh_routes": (r"^(|Istio)$", "Istio or nothing"),
     "fleet.prometheus_url": (r"^(https?://\S+)?$", "an http or https address"),
     "fleet.cluster_domain": (r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "a DNS domain"),
     "fleet.currency": (r"^[A-Z]{3}$", "a currency code such as USD"),

@@ -49,6 +49,18 @@ narrowed to the operator's own objects, because RBAC knows no label selectors.
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
   verbs: [get, list, watch, create, patch, delete]
+{{- if .Values.fleet.httpRouteGateway }}
+# Share traffic out through the Gateway API, where the cluster has it.
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [httproutes]
+  verbs: [get, create, patch, delete]
+{{- end }}
+{{- if .Values.fleet.meshRoutes }}
+# The same through Istio.
+- apiGroups: [networking.istio.io]
+  resources: [virtualservices]
+  verbs: [get, create, patch, delete]
+{{- end }}
 {{- if .Values.fleet.prometheusUrl }}
 # The same through KEDA, where the cluster has it.
 - apiGroups: [keda.sh]

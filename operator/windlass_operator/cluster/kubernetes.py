@@ -41,6 +41,7 @@ from windlass_operator.cluster.kubernetes_kinds import (
     OPTIONAL,
     OWNER,
     OWNER_UID,
+    ApiKind,
     Ref,
     ref_of,
 )
@@ -54,6 +55,7 @@ from windlass_operator.domain.snapshot import Key, Snapshot
 log = logging.getLogger(__name__)
 
 PRUNED_KINDS: Final = frozenset(kind.kind for kind in CHILDREN + OPTIONAL)
+WATCHED_KINDS: Final = frozenset(kind.kind for kind in CHILDREN)
 PRUNED_FIRST: Final = frozenset({"HorizontalPodAutoscaler", "ScaledObject"})
 """Deleted before anything is applied: a running autoscaler would fight the replica count we are about to claim."""
 WriteCounter = Callable[[str, str], None]
@@ -221,7 +223,7 @@ class KubernetesCluster:
 
     async def _apply_all(self, owner: Key | None, owner_uid: str, wanted: Sequence[Manifest]) -> Applied:
         refs = {ref_of(child) for child in wanted}
-        if owner is not None and owner.kind == "InferenceService" and self._snapshots.capabilities.has_keda:
+        if owner is not None and owner.kind == "InferenceService":
             await self._read_optional(owner, owner_uid, refs)
         pruned = [ref for ref in self._unwanted(owner_uid, refs) if ref.kind in PRUNED_FIRST and await self._prune(ref)]
         written: list[str] = []
@@ -247,7 +249,7 @@ class KubernetesCluster:
 
         One that is not wanted is looked for once, and then until it is gone: two scalers must never meet.
         """
-        for kind in OPTIONAL:
+        for kind in self._served_kinds():
             ref = Ref(kind.kind, owner.namespace, owner.name)
             if ref not in wanted and ref in self._absent:
                 continue
@@ -258,8 +260,19 @@ class KubernetesCluster:
                 continue
             self._absent.discard(ref)
             self.cache.absorb_reply(live)
-            if "deletionTimestamp" in live["metadata"] and owner_uid_of(live) == owner_uid:
+            leaves = "deletionTimestamp" in live["metadata"] and owner_uid_of(live) == owner_uid
+            if leaves and kind.kind in PRUNED_FIRST:
                 raise errors.RetryLater(f"{ref} is being deleted; another scaler takes over once it is gone", 2.0)
+
+    def _served_kinds(self) -> list[ApiKind]:
+        """Optional kinds that the cluster was found to serve."""
+        found = self._snapshots.capabilities
+        served = {
+            "ScaledObject": found.has_keda,
+            "HTTPRoute": found.has_http_routes,
+            "VirtualService": found.has_virtual_services,
+        }
+        return [kind for kind in OPTIONAL if served[kind.kind]]
 
     async def _apply_one(self, ref: Ref, wanted: Manifest, owner_uid: str) -> bool:
         cached = self.cache.get(ref)
@@ -377,7 +390,7 @@ class KubernetesCluster:
         self._settled.pop(ref, None)
         self._snapshots.touch_object(cached.manifest)
         self._count_write(ref.kind, "delete")
-        if ref.kind in {kind.kind for kind in OPTIONAL} and await self._client.get(ref) is not None:
+        if ref.kind in PRUNED_FIRST - WATCHED_KINDS and await self._client.get(ref) is not None:
             raise errors.RetryLater(f"{ref} is being deleted; another scaler takes over once it is gone", 2.0)
         return deleted
 

@@ -97,7 +97,11 @@ CHILDREN: Final = (
 )
 """What we apply and prune: watched by the managed-by label."""
 
-OPTIONAL: Final = (ApiKind("keda.sh/v1alpha1", "ScaledObject", "scaledobjects"),)
+OPTIONAL: Final = (
+    ApiKind("keda.sh/v1alpha1", "ScaledObject", "scaledobjects"),
+    ApiKind("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes"),
+    ApiKind("networking.istio.io/v1", "VirtualService", "virtualservices"),
+)
 """What we apply and prune where the cluster serves it. Not watched: kopf would look for kinds that are not there, so
 each is read whenever its owner is reconciled."""
 

@@ -25,6 +25,10 @@ class Capabilities:
     """Whether its HorizontalPodAutoscaler takes a minimum of 0."""
     knows_tolerance: bool = False
     """Whether its HorizontalPodAutoscaler takes a tolerance of its own."""
+    has_http_routes: bool = False
+    """Whether it serves HTTPRoutes of the Gateway API."""
+    has_virtual_services: bool = False
+    """Whether it serves Istio's VirtualServices."""
     has_keda: bool = False
     """Whether it serves ScaledObjects."""
     custom_metrics: ApiOwner = ApiOwner()

@@ -55,5 +55,11 @@ class FleetSettings:
     autoscaler: str = ""
     """Which object drives the number of replicas: HorizontalPodAutoscaler or ScaledObject (KEDA). Empty: chosen by what
     the cluster has."""
+    http_route_gateway: str = ""
+    """Gateway, as namespace/name, to which an HTTPRoute per service attaches. Replicas let it in without a key, so it
+    decides who may come. Empty: none are made.
+    """
+    mesh_routes: str = ""
+    """Istio: services with canaries get a VirtualService for callers inside the mesh. Empty: none are made."""
     prometheus_url: str = ""
     """Address of a Prometheus that KEDA may ask, such as http://prometheus.monitoring:9090. Empty: KEDA is not used."""

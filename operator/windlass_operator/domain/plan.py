@@ -64,6 +64,7 @@ from windlass_operator.domain.scaling import (
 from windlass_operator.domain.schedule import describe_bounds, next_change
 from windlass_operator.domain.snapshot import Key, Snapshot, Taking, Workload
 from windlass_operator.domain.tenancy import explain_tenancy, owned_namespaces
+from windlass_operator.domain.traffic import NO_TRAFFIC, TrafficPlan, explain_traffic, plan_traffic
 
 __all__ = [
     "Action",
@@ -133,6 +134,10 @@ class ServicePlan:
     """Plans of its canaries, with keys that their objects are called by."""
     canary_states: tuple[CanaryStatus, ...] = ()
     """How far its canaries are, in the order of the spec."""
+    traffic: TrafficPlan = NO_TRAFFIC
+    """What is written for routers beside our own gateway."""
+    probed: bool = False
+    """Whether the operator asks its replicas prompts, to compare canaries with the stable revision."""
     canary: str = ""
     """Name of the canary that this is a plan of; empty for the stable revision."""
     instance: str = ""
@@ -202,6 +207,11 @@ def plan_in_view(service: InferenceService, view: FleetView) -> ServicePlan:
         ]
     tenant = view.tenant_of(key.namespace)
     canaries = _plan_canaries(observed, view) if _carried_out(verdict) else ()
+    states = _judge_refusals(observed.status.canaries, canaries)
+    capabilities = view.snapshot.capabilities
+    traffic = plan_traffic(key.name, states, settings, capabilities) if not canary_of(key) else NO_TRAFFIC
+    if not canary_of(key):
+        decisions += explain_traffic(traffic, settings, capabilities)
     return ServicePlan(
         key=key,
         generation=service.metadata.generation,
@@ -225,7 +235,9 @@ def plan_in_view(service: InferenceService, view: FleetView) -> ServicePlan:
         address=_address(key, settings),
         plan_again_at=_plan_again_at(observed, view),
         canaries=canaries,
-        canary_states=_judge_refusals(observed.status.canaries, canaries),
+        canary_states=states,
+        traffic=traffic,
+        probed=any(canary.analysis is not None and canary.analysis.prompts for canary in spec.canaries),
     )
 
 
@@ -259,7 +271,8 @@ def _plan_again_at(service: InferenceService, view: FleetView) -> datetime.datet
 def _plan_canaries(service: InferenceService, view: FleetView) -> tuple[ServicePlan, ...]:
     """Plan each canary as a service of its own, then name it as its objects are called."""
     plans = (plan_in_view(derived, view) for derived in derive_canaries(service))
-    return tuple(_name_canary(plan) for plan in plans)
+    probes = {item.name: item.analysis is not None and bool(item.analysis.prompts) for item in service.spec.canaries}
+    return tuple(replace(_name_canary(plan), probed=probes[canary_of(plan.key)]) for plan in plans)
 
 
 def _judge_refusals(states: Iterable[CanaryStatus], plans: Iterable[ServicePlan]) -> tuple[CanaryStatus, ...]:

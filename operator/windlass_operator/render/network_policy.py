@@ -37,7 +37,10 @@ def render_service_policy(plan: ServicePlan, settings: FleetSettings) -> Manifes
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [
                 {
-                    "from": [*_trusted_peers(plan.neighbours, settings), *_power_agents(settings)],
+                    "from": [
+                        *_trusted_peers(plan.neighbours, settings, probed=plan.probed),
+                        *_power_agents(settings),
+                    ],
                     "ports": [{"port": RUNTIME_PORT, "protocol": "TCP"}],
                 }
             ],
@@ -62,9 +65,9 @@ def render_isolation(plan: TenantPlan, namespace: str, settings: FleetSettings) 
     )
 
 
-def _trusted_peers(namespaces: Iterable[str], settings: FleetSettings) -> list[dict[str, Any]]:
+def _trusted_peers(namespaces: Iterable[str], settings: FleetSettings, *, probed: bool = False) -> list[dict[str, Any]]:
     components = [labels.GATEWAY, labels.METRICS_ADAPTER]
-    if settings.operator_reads_replicas:
+    if settings.operator_reads_replicas or probed:
         components.append(labels.OPERATOR)
     ours = {
         "matchLabels": {labels.PART_OF: labels.PRODUCT},
@@ -74,6 +77,7 @@ def _trusted_peers(namespaces: Iterable[str], settings: FleetSettings) -> list[d
         {"namespaceSelector": _named([settings.gateway_namespace]), "podSelector": ours},
         {"namespaceSelector": _named([settings.metrics_namespace])},
         {"namespaceSelector": _named(namespaces)},
+        *_gateway_peers(settings),
     ]
 
 
@@ -83,6 +87,12 @@ def _power_agents(settings: FleetSettings) -> list[dict[str, Any]]:
         return []
     agents = {"matchLabels": {labels.PART_OF: labels.PRODUCT, labels.COMPONENT: labels.POWER_AGENT}}
     return [{"namespaceSelector": _named([settings.power_agent_namespace]), "podSelector": agents}]
+
+
+def _gateway_peers(settings: FleetSettings) -> list[dict[str, Any]]:
+    """The namespace of the Gateway that HTTPRoutes attach to: its proxies run there."""
+    namespace = settings.http_route_gateway.partition("/")[0]
+    return [{"namespaceSelector": _named([namespace])}] if namespace else []
 
 
 def _named(namespaces: Iterable[str]) -> dict[str, Any]:

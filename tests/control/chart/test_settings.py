@@ -43,6 +43,8 @@ OTHERS: dict[str, Any] = {
     "fleet.currency": "EUR",
     "gateway_url": "https://{ip}:9443/metrics",
     "fleet.autoscaler": "ScaledObject",
+    "fleet.http_route_gateway": "gateways/public",
+    "fleet.mesh_routes": "Istio",
     "fleet.prometheus_url": "http://prometheus.monitoring:9090",
     "fleet.realtime_priority": 1_000_000_000,
     "fleet.standard_priority": -1_000_000_000,
