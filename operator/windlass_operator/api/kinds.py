@@ -70,6 +70,8 @@ INFERENCE_SERVICE: Final = Kind(
         Column("Ready-Replicas", ".status.readyReplicas", "Pods that serve.", type="integer", wide=True),
         Column("Tier", ".spec.tier", "How urgent it is.", wide=True),
         Column("Precision", ".spec.precision.preset", "Number format asked for.", wide=True),
+        Column("Rollout", ".status.rollout.state", "How far the newest rollout is.", wide=True),
+        Column("Replaced", ".status.rollout.progress", "Pods it has replaced, of all.", wide=True),
         Column("Tenant", ".status.tenant", "Who owns the namespace.", wide=True),
         Column("Model", ".spec.model.uri", "Where the checkpoint lies.", wide=True),
     ),

@@ -50,6 +50,7 @@ from windlass_operator.cluster.kubernetes_snapshot import SnapshotBuilder
 from windlass_operator.cluster.protocol import Applied, Manifest
 from windlass_operator.domain import labels
 from windlass_operator.domain.capabilities import Capabilities
+from windlass_operator.domain.revision import fingerprint
 from windlass_operator.domain.snapshot import Key, Snapshot
 
 log = logging.getLogger(__name__)
@@ -410,6 +411,8 @@ def stamp(child: Manifest, owner: Key, owner_manifest: Mapping[str, Any]) -> Man
     marked = _copy(child)
     uid = str(owner_manifest["metadata"].get("uid", ""))
     _mark(marked, uid, render_owner(owner))
+    if marked["kind"] == "Deployment":
+        marked["metadata"]["annotations"][labels.TEMPLATE] = fingerprint(marked["spec"]["template"])
     same_scope = not owner.namespace or marked["metadata"].get("namespace") == owner.namespace
     if labels.is_prunable(marked) and same_scope:
         marked["metadata"]["ownerReferences"] = [

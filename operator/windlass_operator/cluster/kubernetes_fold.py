@@ -13,7 +13,7 @@ from windlass_operator.api.v1alpha1.inference_service import Failure
 from windlass_operator.cluster.kubernetes_compare import parse_quantity
 from windlass_operator.cluster.kubernetes_kinds import DELETION_COST, OWNER
 from windlass_operator.domain import labels
-from windlass_operator.domain.snapshot import Key, Node, Taking, TakingCause, Workload
+from windlass_operator.domain.snapshot import Key, Node, Revision, Taking, TakingCause, Workload
 
 Json = Mapping[str, Any]
 
@@ -83,23 +83,33 @@ def fold_workload(
     selector = deployment["spec"].get("selector", {}).get("matchLabels", {})
     pods = [pod for pod in pods if _matches(pod, selector) and _phase(pod) not in FINISHED]
     staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    newest = _newest_replica_set(deployment, [one for one in replica_sets if _matches(one, selector)])
-    template_hash = _labels(newest).get(TEMPLATE_HASH) if newest else None
-    updated = [pod for pod in staying if _labels(pod).get(TEMPLATE_HASH) == template_hash] if template_hash else []
+    replica_sets = [one for one in replica_sets if _matches(one, selector)]
+    newest = _newest_replica_set(deployment, replica_sets)
+    updated = [pod for pod in staying if newest and _template_hash(pod) == _template_hash(newest)]
     wanted = int(deployment["spec"].get("replicas", 1))
     template = deployment["spec"].get("template", {})
+    gpu_class = _labels(deployment).get(labels.GPU_CLASS) or _labels(template).get(labels.GPU_CLASS, "")
+    held = _held(pods, gpu_class)
     return Workload(
         replicas=len(staying),
         ready=sum(is_ready(pod) for pod in staying),
         updated=len(updated),
         updated_ready=min(len(updated), int((newest or {}).get("status", {}).get("availableReplicas") or 0)),
         wanted=wanted,
-        observed=int(deployment.get("status", {}).get("observedGeneration") or 0)
-        >= int(deployment["metadata"].get("generation") or 0),
-        gpu_class=_labels(deployment).get(labels.GPU_CLASS) or _labels(template).get(labels.GPU_CLASS, ""),
+        observed=_is_observed(deployment, newest),
+        template=_our_template(deployment),
+        revisions=_revisions(staying, replica_sets, newest),
+        max_surge=_max_surge(deployment),
+        paused=bool(deployment["spec"].get("paused")),
+        unplaced=sum(_is_unplaced(pod) for pod in staying) + _is_kept_from_existing(deployment),
+        leaving=len(pods) - len(staying),
+        restarts=max((_restarts(pod) for pod in updated if not is_ready(pod)), default=0),
+        overdue=_condition(deployment, "Progressing").get("status") == "False",
+        gpu_class=gpu_class,
         # Pods that a quota keeps from existing still wait for their devices, and terminating ones still hold them.
+        devices=max(held.pop(gpu_class, 0), wanted * _devices(template) - sum(held.values())),
+        devices_left_behind=tuple(sorted(held.items())),
         placed=sum(_condition(pod, "PodScheduled").get("status") == "True" for pod in pods),
-        devices=max(sum(_devices(pod) for pod in pods), wanted * _devices(template)),
         devices_by_node=_devices_by_node(pods),
         claimed=_count_claimed(claims, _labels(template).get(labels.GPU_CLASS, "")),
         pending_reason=_pending_reason(deployment, staying),
@@ -150,6 +160,68 @@ def _newest_replica_set(deployment: Json, replica_sets: Iterable[Json]) -> Json 
         ),
         None,
     )
+
+
+def _template_hash(manifest: Json) -> str:
+    """The cluster's own fingerprint of a pod template, on ReplicaSets and their pods."""
+    return _labels(manifest).get(TEMPLATE_HASH, "")
+
+
+def _our_template(manifest: Json) -> str:
+    """Our fingerprint of a pod template, on Deployments and their ReplicaSets."""
+    return str((manifest["metadata"].get("annotations") or {}).get(labels.TEMPLATE, ""))
+
+
+def _is_observed(deployment: Json, newest: Json | None) -> bool:
+    """By template where both tell: a write that leaves the template alone spoils no figure until it is observed, and a
+    paused Deployment that is observed still has the figures of an older one.
+    """
+    stamped = (_our_template(deployment), _our_template(newest) if newest else "")
+    if all(stamped):
+        return stamped[0] == stamped[1]
+    seen = int(deployment.get("status", {}).get("observedGeneration") or 0)
+    return seen >= int(deployment["metadata"].get("generation") or 0)
+
+
+def _revisions(staying: Sequence[Json], replica_sets: Iterable[Json], newest: Json | None) -> tuple[Revision, ...]:
+    """One entry per template that has pods. ReplicaSets that only differ in what others added to the template (a
+    restart by kubectl) carry the same fingerprint and stay apart.
+    """
+    found = []
+    for one in replica_sets:
+        pods = [pod for pod in staying if _template_hash(pod) == _template_hash(one)]
+        if pods:
+            gpu_class = _labels(pods[0]).get(labels.GPU_CLASS, "")
+            found.append(Revision(_our_template(one), len(pods), sum(map(is_ready, pods)), gpu_class, one is newest))
+    return tuple(sorted(found, key=lambda revision: (revision.template, revision.newest)))
+
+
+def _max_surge(deployment: Json) -> int:
+    surge = ((deployment["spec"].get("strategy") or {}).get("rollingUpdate") or {}).get("maxSurge", 0)
+    return surge if isinstance(surge, int) else 0  # a percentage is not ours
+
+
+def _held(pods: Iterable[Json], gpu_class: str) -> dict[str, int]:
+    """Devices of pods by the class they run on; a pod that names none counts to `gpu_class`."""
+    held: dict[str, int] = {}
+    for pod in pods:
+        name = _labels(pod).get(labels.GPU_CLASS, gpu_class)
+        devices = _devices(pod)
+        if devices:
+            held[name] = held.get(name, 0) + devices
+    return held
+
+
+def _is_unplaced(pod: Json) -> bool:
+    return _condition(pod, "PodScheduled").get("status") == "False"
+
+
+def _is_kept_from_existing(deployment: Json) -> bool:
+    return _condition(deployment, "ReplicaFailure").get("status") == "True"
+
+
+def _restarts(pod: Json) -> int:
+    return max((int(status.get("restartCount") or 0) for status in _container_statuses(pod)), default=0)
 
 
 def _condition(manifest: Json, kind: str) -> Mapping[str, Any]:
@@ -204,8 +276,8 @@ def _devices(pod: Json) -> int:
 
 def _pending_reason(deployment: Json, pods: Iterable[Json]) -> str:
     """The first of: what keeps pods from existing (quota), from a node, and containers from starting."""
-    failure = _condition(deployment, "ReplicaFailure")
-    if failure.get("status") == "True":
+    if _is_kept_from_existing(deployment):
+        failure = _condition(deployment, "ReplicaFailure")
         return str(failure.get("message") or failure.get("reason", ""))
     for pod in pods:
         scheduled = _condition(pod, "PodScheduled")
@@ -222,8 +294,15 @@ def _pending_reason(deployment: Json, pods: Iterable[Json]) -> str:
 def _waiting(pod: Json) -> Iterator[Json]:
     for status in _container_statuses(pod):
         waiting = (status.get("state") or {}).get("waiting")
-        if waiting:
+        if waiting and not _failed(status):
             yield waiting
+
+
+def _failed(status: Json) -> bool:
+    """Whether a container waits only because it failed: its failure says more than the pause before the next try."""
+    ended = (status.get("lastState") or {}).get("terminated") or {}
+    waiting = (status.get("state") or {}).get("waiting") or {}
+    return waiting.get("reason") == "CrashLoopBackOff" and ended.get("exitCode", 0) != 0
 
 
 def _container_statuses(pod: Json) -> Iterator[Json]:

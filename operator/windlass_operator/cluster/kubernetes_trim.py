@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from windlass_operator.cluster.kubernetes_kinds import CHILDREN, DELETION_COST, OWNER
+from windlass_operator.domain import labels
 
 Json = dict[str, Any]
 
@@ -19,7 +20,7 @@ LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 """The object once more, as text: written by `kubectl apply`, read by nobody else."""
 REVISION: Final = "deployment.kubernetes.io/revision"
 CONDITIONS: Final[Mapping[str, frozenset[str]]] = {
-    "Deployment": frozenset({"ReplicaFailure"}),
+    "Deployment": frozenset({"ReplicaFailure", "Progressing"}),
     "HorizontalPodAutoscaler": frozenset({"AbleToScale", "ScalingActive"}),
     "Node": frozenset({"Ready"}),
     "Pod": frozenset({"Ready", "PodScheduled"}),
@@ -27,7 +28,7 @@ CONDITIONS: Final[Mapping[str, frozenset[str]]] = {
 """Conditions that are read, by kind; of their times only when a pod became ready."""
 IDENTITY: Final = ("name", "namespace", "uid", "resourceVersion", "generation", "labels", "deletionTimestamp")
 CREATED: Final = "creationTimestamp"
-CONTAINER_STATUS: Final = ("state", "lastState")
+CONTAINER_STATUS: Final = ("state", "lastState", "restartCount")
 POOL_SIZE: Final = 8192
 """Different parts a pool remembers, before it begins anew: about 3 MB."""
 
@@ -56,7 +57,7 @@ def _trim_child(manifest: Mapping[str, Any]) -> Json:
 
 def _trim_replica_set(manifest: Mapping[str, Any]) -> Json:
     return {
-        **_head(manifest, REVISION),
+        **_head(manifest, REVISION, labels.TEMPLATE),
         "status": {"availableReplicas": (manifest.get("status") or {}).get("availableReplicas")},
     }
 
@@ -128,7 +129,7 @@ def _conditions(kind: str, status: Mapping[str, Any]) -> list[Json]:
     return [
         {key: condition[key] for key in ("type", "status", "reason", "message") if key in condition}
         for condition in found
-        if condition.get("type") in wanted
+        if condition.get("type") in wanted and not _is_progress(condition)
     ]
 
 
@@ -141,6 +142,11 @@ def _dated(kept: list[Json], status: Mapping[str, Any]) -> list[Json]:
         else item
         for item in kept
     ]
+
+
+def _is_progress(condition: Mapping[str, Any]) -> bool:
+    """Progress is told by pods; only its end is news, and its words change with every pod."""
+    return condition.get("type") == "Progressing" and condition.get("status") != "False"
 
 
 _TRIMMERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Json]]] = {

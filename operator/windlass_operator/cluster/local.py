@@ -201,6 +201,7 @@ class LocalCluster:
             wanted=view.wanted.replicas,
             gpu_class=view.gpu_class,
             devices=max(view.wanted.replicas, len(live)) if view.gpu_class else 0,
+            unplaced=int(view.waiting_for_gpu),
             pending_reason="every GPU of this machine is in use" if view.waiting_for_gpu else "",
             last_failure=view.last_failure,
         )

@@ -16,6 +16,7 @@ from windlass_operator.domain.canary_plan import derive_canaries
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.preemption import BUDGET_S
 from windlass_operator.domain.quota import Grant
+from windlass_operator.domain.rollout import is_rolling
 from windlass_operator.domain.schedule import apply_schedules, next_change_of_all
 from windlass_operator.domain.snapshot import Key, Snapshot, Workload
 from windlass_operator.domain.supply import Supply
@@ -107,6 +108,11 @@ class FleetView:
         return datetime.datetime.fromtimestamp(min(later), datetime.UTC) if later else None
 
     @functools.cached_property
+    def moving(self) -> Mapping[Key, InferenceService]:
+        """Services whose pods are being replaced, wait for their turn, or leave."""
+        return {key: service for key, service in self.snapshot.services.items() if _moves(self.workload_of(key))}
+
+    @functools.cached_property
     def _changes(self) -> datetime.datetime | None:
         return None if self.now is None else next_change_of_all(self.observed.services.values(), self.now)
 
@@ -125,3 +131,7 @@ class FleetView:
                 # What a canary holds counts as any service's does.
                 mine.update({replace(key, name=item.metadata.name): item for item in derive_canaries(service)})
         return services
+
+
+def _moves(workload: Workload) -> bool:
+    return workload.paused or workload.leaving > 0 or is_rolling(workload)

@@ -42,6 +42,8 @@ CLAIM_TEMPLATE: Final = f"{GROUP}/claim-template"
 CONFIG_HASH: Final = f"{GROUP}/config-hash"
 TAKINGS: Final = f"{GROUP}/takings"
 """On Deployments: replicas that quota decisions took; shells read `Workload.takings` from it."""
+TEMPLATE: Final = f"{GROUP}/template"
+"""On Deployments and, copied by their controller, on ReplicaSets: fingerprint of the pod template we rendered."""
 PRUNE: Final = f"{GROUP}/prune"
 PRUNE_NEVER: Final = "never"
 

@@ -46,13 +46,8 @@ from windlass_operator.domain.preemption import is_recent
 from windlass_operator.domain.priority import explain_priority, priority_class_of
 from windlass_operator.domain.quantity import parse_bytes
 from windlass_operator.domain.quota_report import QuotaVerdict
-from windlass_operator.domain.rollout import (
-    RolloutPlan,
-    explain_disruptions,
-    explain_rollout,
-    plan_rollout,
-    rollout_room,
-)
+from windlass_operator.domain.rollout import RolloutPlan, explain_disruptions, explain_rollout
+from windlass_operator.domain.rollout_plan import RolloutClues, hold_floor, plan_replacement
 from windlass_operator.domain.scaling import (
     ScalingPlan,
     explain_replicas,
@@ -173,7 +168,11 @@ def plan_services(snapshot: Snapshot, settings: FleetSettings) -> tuple[ServiceP
     return tuple(plan_in_view(snapshot.services[key], view) for key in sorted(snapshot.services))
 
 
-def plan_in_view(service: InferenceService, view: FleetView) -> ServicePlan:
+def plan_in_view(
+    service: InferenceService,
+    view: FleetView,
+    clues: RolloutClues = RolloutClues(),  # noqa: B008 - frozen
+) -> ServicePlan:
     """Decide for a service of the view's snapshot; many services share the view's look-ups."""
     key, settings = key_of(service), view.settings
     observed, service = service, view.snapshot.services.get(key, service)
@@ -182,7 +181,8 @@ def plan_in_view(service: InferenceService, view: FleetView) -> ServicePlan:
     source = parse_source(spec.model.uri, settings.platform)
     scaling = _plan_scaling(service, verdict, view)
     replicas = _current_replicas(verdict, scaling, workload)
-    rollout = _plan_rollout(service, verdict, replicas, view)
+    rollout = plan_replacement(service, verdict, replicas, view, clues)
+    scaling = hold_floor(scaling, rollout)
     precision, precision_decision = _choose_precision(service, verdict)
     pod, pod_decisions = guard_overlay(spec.pod_template)
     decisions = [explain_tenancy(key.namespace, view.snapshot.tenants), *verdict.decisions]
@@ -343,16 +343,6 @@ def _owned_replicas(verdict: Admission, scaling: ScalingPlan | None, workload: W
 def _current_replicas(verdict: Admission, scaling: ScalingPlan | None, workload: Workload) -> int:
     """Replicas as a rollout finds them: an autoscaler's choice where one decides."""
     return verdict.replicas if scaling is None else max(scaling.min_replicas, workload.wanted)
-
-
-def _plan_rollout(service: InferenceService, verdict: Admission, replicas: int, view: FleetView) -> RolloutPlan:
-    min_available, accelerator = service.spec.rollout.min_available, service.spec.accelerator
-    if verdict.candidate is None or accelerator is None:
-        return plan_rollout(replicas, min_available, None, on_gpu=False)
-    spare = verdict.grant.spare_devices if verdict.grant is not None else None
-    free = view.supply.free(verdict.candidate.name)
-    room = rollout_room(free, spare, accelerator.count, view.workload_of(key_of(service)))
-    return plan_rollout(replicas, min_available, room, on_gpu=True)
 
 
 def _explain_power(service: InferenceService, verdict: Admission) -> tuple[Decision, ...]:

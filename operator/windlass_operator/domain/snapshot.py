@@ -63,6 +63,20 @@ class Taking:
 
 
 @dataclass(frozen=True, slots=True)
+class Revision:
+    """Pods of one pod template that exist and stay."""
+
+    template: str
+    """Fingerprint that our apply stamped (`domain.revision`); empty when nothing tells."""
+    pods: int
+    ready: int
+    gpu_class: str = ""
+    """Class its pods run on; empty without GPU."""
+    newest: bool = False
+    """Whether the workload controller works towards this one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """What runs for one service now, folded from its Deployment, pods and autoscaler."""
 
@@ -76,11 +90,29 @@ class Workload:
     wanted: int = 0
     """Deployment spec.replicas as it stands, whoever wrote it."""
     observed: bool = True
-    """Whether the workload controller has seen the newest template (observedGeneration)."""
+    """Whether the figures are of the newest template: the workload controller has seen it and works towards it."""
+    template: str = ""
+    """Fingerprint of the pod template as it stands; empty when nothing tells."""
+    revisions: tuple[Revision, ...] = ()
+    """Pods that stay, by template, in the order of their fingerprints."""
+    max_surge: int = 0
+    """Pods beyond `wanted` that the workload controller may make now."""
+    paused: bool = False
+    """Whether the workload controller is told to leave the pods as they are."""
+    unplaced: int = 0
+    """Pods that the scheduler has found no place for, or a quota keeps from existing."""
+    leaving: int = 0
+    """Pods that finish their requests; they hold their devices until they are gone."""
+    restarts: int = 0
+    """Restarts of the unready pod of the newest revision that has restarted most."""
+    overdue: bool = False
+    """Whether the workload controller has given up waiting for progress."""
     gpu_class: str = ""
     """GPUClass that the running template asks for; empty without GPU."""
     devices: int = 0
-    """Devices its pods hold or wait for, per resource of its class."""
+    """Devices its pods hold or wait for, of its class."""
+    devices_left_behind: tuple[tuple[str, int], ...] = ()
+    """Class and devices of pods that still run on another class, while the service moves."""
     placed: int = 0
     """Pods that the scheduler has given a node, leaving ones included: they hold what they asked for."""
     claimed: tuple[tuple[str, int], ...] = ()

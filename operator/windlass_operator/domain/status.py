@@ -22,10 +22,12 @@ from pydantic import BaseModel
 from windlass_operator.api.meta import Condition
 from windlass_operator.api.v1alpha1.canary import CanaryPhase
 from windlass_operator.api.v1alpha1.gpu_class import GPUClassStatus
-from windlass_operator.api.v1alpha1.inference_service import Address, InferenceServiceStatus
+from windlass_operator.api.v1alpha1.inference_service import Address, InferenceServiceStatus, RolloutStatus
 from windlass_operator.api.v1alpha1.tenant import TenantStatus
 from windlass_operator.domain.labels import selector_labels
 from windlass_operator.domain.plan import Action, GpuClassPlan, ServicePlan, TenantPlan
+from windlass_operator.domain.rollout import HOPELESS_RESTARTS, observe_replacement
+from windlass_operator.domain.rollout_steps import plan_rollout_status
 from windlass_operator.domain.scaling import ScalingPlan
 from windlass_operator.domain.snapshot import Workload
 
@@ -40,6 +42,8 @@ class Finding:
     ready: bool
     reason: str
     message: str
+    hopeless: bool = False
+    """Whether waiting has been tried for long enough: only a person can help."""
 
 
 def plan_service_status(
@@ -66,6 +70,7 @@ def plan_service_status(
         tenant=plan.tenant,
         accelerator_class=_class_in_use(plan, runs),
         decisions=list(plan.decisions[:_MOST_DECISIONS]),
+        rollout=_plan_rollout_status(plan, workload, previous, now),
         last_failure=runs.last_failure or previous.last_failure,
         canaries=list(plan.canary_states),
     )
@@ -76,6 +81,17 @@ def _class_in_use(plan: ServicePlan, runs: Workload) -> str:
     if runs.claimed:
         return max(runs.claimed, key=lambda item: item[1])[0]
     return plan.gpu_class.name if plan.gpu_class else runs.gpu_class
+
+
+def _plan_rollout_status(
+    plan: ServicePlan, workload: Workload | None, previous: InferenceServiceStatus, now: str
+) -> RolloutStatus | None:
+    if plan.action is not Action.APPLY or workload is None:
+        return previous.rollout if plan.action is Action.HOLD else None
+    gpu_class, devices = (plan.gpu_class.name, plan.gpu_class.count) if plan.gpu_class else ("", 0)
+    replacement = observe_replacement(workload, plan.rollout.target, gpu_class)
+    replicas = workload.wanted if plan.replicas is None else plan.replicas
+    return plan_rollout_status(plan.rollout, replacement, replicas, devices, previous.rollout, now)
 
 
 def judge_workload(plan: ServicePlan, runs: Workload) -> Finding:
@@ -115,7 +131,10 @@ def _judge_unready(plan: ServicePlan, runs: Workload, wanted: int, required: int
         progress += f", {older} of an earlier one still serve"
     failure = runs.last_failure
     if runs.pending_reason:
-        return Finding(False, "PodsPending", f"{progress}; pending: {_with_rollout(plan, older, runs.pending_reason)}")
+        message = f"{progress}; pending: {_with_rollout(plan, older, runs.pending_reason)}"
+        return Finding(False, "PodsPending", message, hopeless=runs.overdue and not runs.unplaced)
+    if plan.rollout.paused:
+        return Finding(False, "RolloutQueued", f"{progress}; {plan.rollout.reason}")
     if plan.rollout.blocked and older:
         return Finding(False, "RolloutWaitsForDevice", f"{progress}; {plan.rollout.reason}")
     if failure is not None and runs.updated_ready < required and runs.updated > 0:
@@ -125,10 +144,11 @@ def _judge_unready(plan: ServicePlan, runs: Workload, wanted: int, required: int
             "ReplicaFailed",
             f"{progress}; newest failure in {failure.pod or 'a pod'}: "
             f"{failure.reason}{code} {failure.message}".rstrip(),
+            hopeless=runs.restarts >= HOPELESS_RESTARTS or runs.overdue,
         )
     if not runs.observed or runs.updated < wanted:
         return Finding(False, "RollingOut", progress)
-    return Finding(False, "ReplicasNotReady", progress)
+    return Finding(False, "ReplicasNotReady", progress, hopeless=runs.overdue)
 
 
 def _with_rollout(plan: ServicePlan, older: int, pending: str) -> str:
@@ -160,7 +180,7 @@ def _service_conditions(
         words = "; ".join(f"{state.name}: {state.message}" for state in aborted)
         conditions.append(_condition("CanaryAborted", True, aborted[0].reason, words))
     summary = conditions[0]
-    if problems or (plan.refusal is not None and not plan.refusal.passing):
+    if problems or finding.hopeless or (plan.refusal is not None and not plan.refusal.passing):
         conditions.append(_condition("Stalled", True, summary.reason, summary.message))
     elif plan.refusal is not None or not finding.ready:
         conditions.append(_condition("Reconciling", True, summary.reason, summary.message))

@@ -46,13 +46,16 @@ class Supply:
         """
         if self._snapshot.nodes is None:
             return None
-        offer, resource = self._offer(gpu_class), self._snapshot.gpu_classes[gpu_class].spec.resource
-        rivals = {
-            name
-            for name, other in self._snapshot.gpu_classes.items()
-            if other.spec.resource == resource and offer.nodes & self._offer(name).nodes
-        } | {gpu_class}
-        return offer.devices - sum(self.held(name) for name in rivals)
+        rivals = [name for name in self._snapshot.gpu_classes if self.share_devices(gpu_class, name)]
+        return self._offer(gpu_class).devices - sum(self.held(name) for name in rivals)
+
+    def share_devices(self, gpu_class: str, other: str) -> bool:
+        """Whether two classes select the same devices of some node."""
+        classes = self._snapshot.gpu_classes
+        if gpu_class == other or gpu_class not in classes or other not in classes:
+            return gpu_class == other
+        same_resource = classes[gpu_class].spec.resource == classes[other].spec.resource
+        return same_resource and bool(self._offer(gpu_class).nodes & self._offer(other).nodes)
 
     def fragmentation(self, gpu_class: str) -> Fragmentation:
         """How the free devices of a class lie on its nodes, as far as replicas of ours hold the others."""
@@ -82,8 +85,10 @@ class Supply:
     def _held_by_class(self) -> dict[str, int]:
         held: dict[str, int] = {}
         for workload in self._snapshot.workloads.values():
+            # Claims tell which class was taken where a pod had alternatives; what they do not cover, labels tell.
+            left_behind = () if workload.claimed else workload.devices_left_behind
             waiting = workload.devices - sum(count for _, count in workload.claimed)
-            for name, count in (*workload.claimed, (workload.gpu_class, max(0, waiting))):
+            for name, count in (*workload.claimed, *left_behind, (workload.gpu_class, max(0, waiting))):
                 held[name] = held.get(name, 0) + count
         return held
 

@@ -11,6 +11,7 @@ Knows no Kubernetes and no kopf. Workers take keys from the queue; what goes wro
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import enum
 import logging
@@ -19,16 +20,21 @@ from dataclasses import dataclass, field, replace
 
 from windlass_operator import errors
 from windlass_operator.api.v1alpha1.cost import Cost
+from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.cluster.canary_meter import NoMeter
 from windlass_operator.cluster.protocol import Applied, Cluster
 from windlass_operator.domain import plan as planning
 from windlass_operator.domain import status as reporting
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.fleet_view import FleetView
+from windlass_operator.domain.revision import fingerprint
+from windlass_operator.domain.rollout_plan import RolloutClues
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.reconcile.canary_analysis import CanaryAnalyst
 from windlass_operator.reconcile.costs import CostBook
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, QueueClosed
+from windlass_operator.reconcile.refusals import Refusals
+from windlass_operator.render.pod import render_pod_template
 from windlass_operator.render.tenant import render_tenant
 from windlass_operator.render.workload import render_service
 
@@ -60,7 +66,9 @@ class Reconciliation:
 
 
 class Reconciler:
-    """Reconciles one key at a time. Holds nothing between calls but look-ups of the newest picture."""
+    """Reconciles one key at a time. Holds nothing between calls but look-ups of the newest picture, and since when pods
+    find no place.
+    """
 
     def __init__(
         self,
@@ -77,6 +85,9 @@ class Reconciler:
         self._settings = settings
         self._wall_clock = wall_clock
         self._view = FleetView(Snapshot(), settings)
+        self._device_turns = asyncio.Lock()
+        """Held while a rollout takes a free device, until its claim is visible to the next one."""
+        self._refusals = Refusals(wall_clock)
 
     async def reconcile(self, key: Key) -> Reconciliation:
         """Bring one object to its plan. Raises what the Cluster raises."""
@@ -93,22 +104,43 @@ class Reconciler:
         service = snapshot.services.get(key)
         if service is None or service.metadata.deletion_timestamp:
             self._analyst.forget(key)
+            self._refusals.forget(key)
             return Reconciliation(Result.GONE)
         now = self._wall_clock()
         service = self._analyst.advance(key, service, snapshot, now)
-        plan = planning.plan_in_view(service, self._view_of(snapshot, now))
-        applied = Applied()
-        if plan.action is not planning.Action.HOLD:
-            applied = await self._cluster.apply(key, render_service(plan, self._settings))
+        plan = self._plan_service(service, snapshot, now)
+        if plan.rollout.takes_device:
+            # One at a time: what the one before applied is in the next one's picture.
+            async with self._device_turns:
+                plan = self._plan_service(service, await self._cluster.observe(key), now)
+                applied = await self._apply_service(plan)
+        else:
+            applied = await self._apply_service(plan)
         # Not the snapshot from before the apply: a status must tell of what was just written.
         after = await self._cluster.observe(key)
         workload = after.workloads.get(key)
         status = reporting.plan_service_status(plan, workload, service.status, self._now(), _texts(applied))
         status = status.model_copy(update={"cost": self._cost_of(key, after)})
         done = _conclude(applied, await self._cluster.report(key, reporting.status_document(status)))
-        moments = [self._analyst.again_in_s(service, now)]
+        moments = [self._analyst.again_in_s(service, now), self._refusals.settles_in_s(key)]
         moments += [] if plan.plan_again_at is None else [_seconds_until(plan.plan_again_at, now)]
         return replace(done, again_in_s=min((moment for moment in moments if moment is not None), default=None))
+
+    def _plan_service(
+        self, service: InferenceService, snapshot: Snapshot, now: datetime.datetime
+    ) -> planning.ServicePlan:
+        """Plan twice: how pods are replaced depends on whether the template, which the plan renders to, is another."""
+        view = self._view_of(snapshot, now)
+        plan = planning.plan_in_view(service, view)
+        if plan.action is not planning.Action.APPLY:
+            return plan
+        template = fingerprint(render_pod_template(plan, self._settings))
+        return planning.plan_in_view(service, view, RolloutClues(template, self._refusals.waited_s(plan.key, snapshot)))
+
+    async def _apply_service(self, plan: planning.ServicePlan) -> Applied:
+        if plan.action is planning.Action.HOLD:
+            return Applied()
+        return await self._cluster.apply(plan.key, render_service(plan, self._settings))
 
     async def _reconcile_tenant(self, key: Key) -> Reconciliation:
         snapshot = await self._cluster.observe(key)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from windlass_operator.api.v1alpha1.canary import CanaryPhase
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
-from windlass_operator.api.v1alpha1.inference_service import Accelerator, InferenceService
+from windlass_operator.api.v1alpha1.inference_service import Accelerator, InferenceService, RolloutState
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.canary_plan import canary_key
+from windlass_operator.domain.rollout_turns import claim_of
 from windlass_operator.domain.snapshot import Key, Node, Snapshot
 
 
@@ -27,15 +28,18 @@ class Claim:
     devices: int = 0
     canaries: tuple[tuple[str, str, int, bool], ...] = ()
     """Name, class and devices of each canary, and whether it gives them back for good."""
+    claim: int = 0
+    """Devices that a rollout will take and does not hold yet."""
 
 
-def claim_of(key: Key, snapshot: Snapshot) -> Claim:
+def claim_on_others(key: Key, snapshot: Snapshot) -> Claim:
     """Return what others see of `key`."""
     if key.kind == "InferenceService":
         service, workload = snapshot.services.get(key), snapshot.workloads.get(key)
         held = (workload.gpu_class, workload.devices) if workload else ("", 0)
         generation = service.metadata.generation if service else 0
-        return Claim(service is not None, generation, *held, canaries=_canaries(key, snapshot))
+        claim = claim_of(workload) if workload else 0
+        return Claim(service is not None, generation, *held, canaries=_canaries(key, snapshot), claim=claim)
     if key.kind == "Tenant":
         tenant = snapshot.tenants.get(key.name)
         return Claim(tenant is not None, tenant.metadata.generation if tenant else 0)
@@ -58,7 +62,7 @@ def keys_to_wake(key: Key, before: Snapshot, after: Snapshot) -> frozenset[Key]:
     """Return every key whose plan may come out differently now. `before`: the picture of the last call."""
     if key.kind == "Node":
         return frozenset(_wake_for_node(before, after, key.name))
-    if claim_of(key, before) == claim_of(key, after):
+    if claim_on_others(key, before) == claim_on_others(key, after):
         return frozenset({key})
     return frozenset({key, *(other for picture in (before, after) for other in _dependents(key, picture))})
 
@@ -73,7 +77,9 @@ def _dependents(key: Key, snapshot: Snapshot) -> Iterator[Key]:
 
 
 def _wake_for_service(key: Key, snapshot: Snapshot) -> Iterator[Key]:
-    """Its tenant counts it, the classes it uses count its devices, and who shares its tenant's GPUs plans with them."""
+    """Its tenant counts it, the classes it uses count its devices, who shares its tenant's GPUs plans with them, and
+    rollouts wait for devices that it frees.
+    """
     service, workload = snapshot.services.get(key), snapshot.workloads.get(key)
     classes = _classes(service)
     if workload is not None and workload.gpu_class:
@@ -85,6 +91,8 @@ def _wake_for_service(key: Key, snapshot: Snapshot) -> Iterator[Key]:
             yield _tenant_key(tenant)
             if classes or (service is not None and _accelerators(service)):
                 yield from _wake_circle(tenant, snapshot)
+    if classes:
+        yield from _rollouts(snapshot)
 
 
 def _wake_circle(tenant: Tenant, snapshot: Snapshot) -> Iterator[Key]:
@@ -97,6 +105,14 @@ def _wake_circle(tenant: Tenant, snapshot: Snapshot) -> Iterator[Key]:
 def _members(tenant: Tenant, snapshot: Snapshot) -> list[Tenant]:
     cohort = tenant.spec.cohort
     return [tenant, *(other for other in snapshot.tenants.values() if cohort and other.spec.cohort == cohort)]
+
+
+def _rollouts(snapshot: Snapshot) -> Iterator[Key]:
+    """GPU services with pods to replace. Not only those of the same class: classes may share nodes."""
+    for key, service in snapshot.services.items():
+        rollout = service.status.rollout
+        if service.spec.accelerator is not None and rollout is not None and rollout.state is not RolloutState.COMPLETE:
+            yield key
 
 
 def _wake_for_tenant(tenant: Tenant, snapshot: Snapshot) -> Iterator[Key]:

@@ -57,8 +57,10 @@ def _render_scaler(plan: ServicePlan, scaling: ScalingPlan, settings: FleetSetti
 def render_deployment(plan: ServicePlan, settings: FleetSettings) -> Manifest:
     """The Deployment. While an autoscaler owns the number of replicas the field is absent: applying never resets it."""
     owned = {} if plan.replicas is None else {"replicas": plan.replicas}
+    waiting = {"paused": True} if plan.rollout.paused else {}
     spec: dict[str, Any] = {
         **owned,
+        **waiting,
         "revisionHistoryLimit": 3,
         "progressDeadlineSeconds": settings.startup_timeout_s + _PROGRESS_MARGIN_S,
         "selector": {"matchLabels": plan.selector},

@@ -6,7 +6,7 @@ from windlass_operator.cluster.kubernetes_fold import fold_node, fold_remnants, 
 from windlass_operator.cluster.kubernetes_kinds import OWNER
 from windlass_operator.cluster.kubernetes_trim import trim
 from windlass_operator.domain import labels
-from windlass_operator.domain.snapshot import Key, Workload
+from windlass_operator.domain.snapshot import Key, Revision, Workload
 
 SELECTOR = {labels.INSTANCE: "chat", labels.COMPONENT: "runtime"}
 
@@ -98,6 +98,96 @@ def test_pods_that_a_quota_keeps_from_existing_still_wait_for_their_devices():
 
 def test_a_template_that_no_controller_has_seen_is_not_observed():
     assert not fold_workload(build_deployment(generation=4, observed=3)).observed
+
+
+def with_template(manifest, template):
+    manifest["metadata"].setdefault("annotations", {})[labels.TEMPLATE] = template
+    return manifest
+
+
+@pytest.mark.parametrize(
+    ("deployment", "replica_set", "observed"),
+    [
+        pytest.param("a", "a", True, id="a write that leaves the template alone spoils no figure"),
+        pytest.param("b", "a", False, id="the figures are of the template before"),
+        pytest.param("a", "", False, id="nothing tells, so the generation counts"),
+    ],
+)
+def test_figures_are_of_the_template_that_their_replica_set_carries(deployment, replica_set, observed):
+    """The generation alone makes Ready flicker with every annotation and every change of the strategy."""
+    written = with_template(build_deployment(generation=4, observed=3), deployment)
+    sets = [with_template(build_replica_set(), replica_set) if replica_set else build_replica_set()]
+
+    assert fold_workload(written, sets).observed == observed
+
+
+def test_a_paused_deployment_that_is_observed_still_has_the_figures_of_the_template_before():
+    paused = with_template(build_deployment(), "b")
+    paused["spec"]["paused"] = True
+
+    workload = fold_workload(paused, [with_template(build_replica_set(), "a")], [build_pod()])
+
+    assert (workload.paused, workload.observed, workload.template) == (True, False, "b")
+
+
+def test_pods_are_counted_by_template():
+    sets = [with_template(build_replica_set(), "b"), with_template(build_replica_set("1", "old"), "a")]
+    pods = [build_pod("x"), build_pod("y", "old"), build_pod("z", "old", ready=False), build_pod("l", deleting=True)]
+
+    workload = fold_workload(with_template(build_deployment(2), "b"), sets, pods)
+
+    assert workload.revisions == (Revision("a", 2, 1), Revision("b", 1, 1, newest=True))
+    assert workload.leaving == 1
+
+
+def test_pods_without_a_place_are_counted_apart_from_pods_that_cannot_start():
+    nowhere = build_pod("x", ready=False, conditions=[UNSCHEDULABLE])
+    no_image = build_pod("y", ready=False, containerStatuses=[{"state": {"waiting": {"reason": "ImagePullBackOff"}}}])
+
+    assert fold_workload(build_deployment(), [], [nowhere, no_image]).unplaced == 1
+    assert fold_workload(build_deployment(conditions=[QUOTA])).unplaced == 1
+
+
+def test_a_moving_service_holds_devices_of_two_classes():
+    old = build_pod("x", "old", gpus=1)
+    old["metadata"]["labels"][labels.GPU_CLASS] = "a100"
+
+    workload = fold_workload(build_deployment(2, gpus=1), [build_replica_set()], [old, build_pod("y", gpus=1)])
+
+    assert (workload.gpu_class, workload.devices) == ("h200", 1)
+    assert workload.devices_left_behind == (("a100", 1),)
+
+
+def test_restarts_count_while_the_new_pod_is_not_ready():
+    crashing = build_pod("x", ready=False, containerStatuses=[{"restartCount": 6}])
+    calm = build_pod("y", containerStatuses=[{"restartCount": 9}])
+
+    workload = fold_workload(build_deployment(), [build_replica_set()], [crashing, calm])
+
+    assert workload.restarts == 6
+
+
+def test_a_container_that_waits_because_it_failed_is_told_as_a_failure():
+    ended = {"terminated": {"exitCode": 1, "reason": "Error", "message": "no such checkpoint"}}
+    waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s"}}
+    failed = build_pod("x", ready=False, containerStatuses=[{"state": waiting, "lastState": ended}])
+    ended_well = build_pod("y", ready=False, containerStatuses=[{"state": waiting}])
+
+    assert fold_workload(build_deployment(), [build_replica_set()], [failed]).pending_reason == ""
+    assert "back-off" in fold_workload(build_deployment(), [build_replica_set()], [ended_well]).pending_reason
+
+
+def test_the_strategy_in_force_is_read():
+    deployment = build_deployment()
+    deployment["spec"]["strategy"] = {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+
+    assert fold_workload(deployment).max_surge == 1
+
+
+def test_a_controller_that_gave_up_is_told():
+    gave_up = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+
+    assert fold_workload(build_deployment(conditions=[gave_up])).overdue
 
 
 def test_pods_of_other_services_are_ignored():

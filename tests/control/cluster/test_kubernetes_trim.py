@@ -59,12 +59,18 @@ DEPLOYMENT = build_manifest(
     status={
         "observedGeneration": 2,
         "replicas": 2,
-        "conditions": [{"type": "ReplicaFailure", "status": "True", "reason": "R", "message": "exceeded quota"}],
+        "conditions": [
+            {"type": "ReplicaFailure", "status": "True", "reason": "R", "message": "exceeded quota"},
+            {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"},
+        ],
     },
 )
 REPLICA_SET = build_manifest(
     "ReplicaSet",
-    metadata={"labels": LABELS, "annotations": {"deployment.kubernetes.io/revision": "1", "other": "x"}},
+    metadata={
+        "labels": LABELS,
+        "annotations": {"deployment.kubernetes.io/revision": "1", "windlass.dev/template": "a", "other": "x"},
+    },
     spec={"replicas": 2, "template": {"spec": {}}},
     status={"availableReplicas": 1, "fullyLabeledReplicas": 2},
 )
@@ -79,6 +85,7 @@ POD = build_manifest(
         "containerStatuses": [
             {
                 "name": "c",
+                "restartCount": 3,
                 "state": {"waiting": {"reason": "CrashLoopBackOff"}},
                 "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-01-01"}},
             }
@@ -103,6 +110,7 @@ def test_what_is_kept_folds_to_the_same_workload_as_the_whole_objects():
     assert whole.pending_reason
     assert whole.autoscaler_problem
     assert whole.last_failure
+    assert (whole.overdue, whole.unplaced, whole.revisions[0].template) == (True, 2, "a")
     assert (whole.ready, whole.updated_ready, whole.devices, whole.gpu_class) == (1, 1, 2, "h200")
 
 

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.builders import build_workload
-from windlass_operator.domain.rollout import explain_disruptions, plan_rollout, rollout_room
+from windlass_operator.domain.rollout import (
+    Replacement,
+    RolloutWay,
+    explain_disruptions,
+    observe_replacement,
+    plan_rollout,
+    rollout_room,
+)
+from windlass_operator.domain.snapshot import Revision
 
 
 @pytest.mark.parametrize(
@@ -62,10 +70,11 @@ def test_a_blocked_rollout_names_the_ways_out():
             0, 0, build_workload(2, replicas=3), 1, id="a surge pod that exists is room, so the plan does not flip"
         ),
         pytest.param(-1, None, build_workload(2, replicas=3), 0, id="a surge pod without a device is not"),
+        pytest.param(-1, None, build_workload(2, replicas=3, leaving=1), 1, id="a leaving pod makes room"),
         pytest.param(
             3,
             3,
-            build_workload(2, pending_reason="0/4 nodes are available: Insufficient nvidia.com/gpu"),
+            build_workload(2, unplaced=1),
             0,
             id="pods that cannot start prove our count wrong",
         ),
@@ -76,38 +85,143 @@ def test_room_is_what_devices_quota_and_scheduler_agree_on(free, spare, workload
     assert rollout_room(free, spare, 1, workload) == expected
 
 
-def simulate_rollout(replicas: int, min_available: int, devices: int) -> list[int]:
-    """Roll a Deployment on a fleet of `devices`, planning anew at every step; return ready pods over time."""
-    old, new_ready, new_pending, history = replicas, 0, 0, []
-    for _ in range(20 * replicas + 20):
-        held = old + new_ready
-        started = min(new_pending, devices - held)
-        new_ready, new_pending = new_ready + started, new_pending - started
-        history.append(old + new_ready)
-        if new_ready == replicas and old == 0:
-            return history
-        workload = build_workload(
-            replicas,
-            replicas=old + new_ready + new_pending,
-            pending_reason="Insufficient nvidia.com/gpu" if new_pending else "",
-        )
-        room = rollout_room(devices - old - new_ready - new_pending, None, 1, workload)
-        plan = plan_rollout(replicas, min_available, room, on_gpu=True)
-        old -= min(old, max(0, old + new_ready - (replicas - plan.max_unavailable)))
-        total = old + new_ready + new_pending
-        new_pending += max(0, min(replicas - new_ready - new_pending, replicas + plan.max_surge - total))
-    return history
+def build_rolling(**fields) -> Replacement:
+    """Half-way: one pod of two is new, and everything serves."""
+    return Replacement(**{"new": 1, "new_ready": 1, "old": 1, "old_ready": 1, **fields})
 
 
-@given(st.integers(1, 8), st.integers(0, 8), st.integers(0, 4))
-def test_a_rollout_finishes_unless_it_is_declared_blocked_and_keeps_its_promise_on_the_way(
-    replicas, min_available, spare
-):
-    history = simulate_rollout(replicas, min_available, replicas + spare)
+@pytest.mark.parametrize(
+    ("replacement", "min_available", "room", "expected"),
+    [
+        pytest.param(build_rolling(), 1, 0, (0, 1, RolloutWay.EXCHANGE), id="full: one out, one in"),
+        pytest.param(build_rolling(), 2, 0, (1, 0, RolloutWay.BLOCKED), id="full, every pod promised"),
+        pytest.param(build_rolling(old_ready=0), 2, 0, (0, 1, RolloutWay.EXCHANGE), id="a broken pod makes way"),
+        pytest.param(
+            build_rolling(old=2, new=0, new_ready=0, old_ready=0), 2, 1, (1, 0, RolloutWay.SURGE), id="a free device"
+        ),
+        pytest.param(
+            build_rolling(old=2, old_ready=1, new_ready=1),
+            2,
+            0,
+            (1, 0, RolloutWay.SURGE),
+            id="a broken pod beyond the wanted number goes by itself",
+        ),
+        pytest.param(
+            build_rolling(new_ready=0, old=2, old_ready=2, refused=1),
+            1,
+            0,
+            (0, 1, RolloutWay.EXCHANGE),
+            id="a new pod finds no place: an old one makes it",
+        ),
+        pytest.param(
+            build_rolling(new_ready=0, refused=1),
+            1,
+            0,
+            (0, 1, RolloutWay.BLOCKED),
+            id="the service is short of a device, and the rest is promised",
+        ),
+        pytest.param(
+            build_rolling(new_ready=0, refused=1),
+            0,
+            0,
+            (0, 2, RolloutWay.EXCHANGE),
+            id="short of a device, and the rest may stop",
+        ),
+        pytest.param(build_rolling(moving=True), 1, 0, (1, 0, RolloutWay.BLOCKED), id="a move frees nothing of use"),
+        pytest.param(build_rolling(moving=True), 1, 1, (1, 0, RolloutWay.SURGE), id="a move with a free device"),
+        pytest.param(
+            build_rolling(old=0, old_ready=0, new=2, new_ready=2), 1, 0, (1, 0, RolloutWay.SURGE), id="all replaced"
+        ),
+    ],
+)
+def test_the_next_step_follows_from_how_far_the_rollout_is(replacement, min_available, room, expected):
+    plan = plan_rollout(2, min_available, room, on_gpu=True, replacement=replacement)
 
-    assert min(history) >= min(min_available, replicas)
-    finished = len(history) < 20 * replicas + 20
-    assert finished == (spare > 0 or min_available < replicas)
+    assert (plan.max_surge, plan.max_unavailable, plan.way) == expected
+
+
+def test_a_rollout_behind_another_touches_nothing_until_its_turn():
+    plan = plan_rollout(1, 1, 0, on_gpu=True, replacement=build_rolling(new=0, new_ready=0), ahead=True)
+
+    assert plan.way is RolloutWay.WAIT
+    assert "until it is this one's turn" in plan.reason
+
+
+@pytest.mark.parametrize(
+    ("min_available", "expected"),
+    [pytest.param(1, (0, 1), id="an old one makes way"), pytest.param(2, (1, 0), id="it waits, and says so")],
+)
+def test_a_cpu_rollout_whose_new_pod_finds_no_place_goes_on_as_on_gpus(min_available, expected):
+    stuck = build_rolling(new_ready=0, old=2, old_ready=2, refused=1)
+
+    plan = plan_rollout(2, min_available, None, on_gpu=False, replacement=stuck)
+
+    assert (plan.max_surge, plan.max_unavailable) == expected
+    assert plan.blocked == (min_available == 2)
+
+
+def test_a_steady_service_says_the_same_whatever_is_free():
+    done = build_rolling(new=2, new_ready=2, old=0, old_ready=0)
+
+    assert plan_rollout(2, 1, 5, on_gpu=True, replacement=done) == plan_rollout(2, 1, 0, on_gpu=True, replacement=done)
+
+
+def revision(template: str, pods: int, ready: int = 0, gpu_class: str = "h200", *, newest: bool = False) -> Revision:
+    return Revision(template, pods, ready, gpu_class, newest)
+
+
+@pytest.mark.parametrize(
+    ("workload", "target", "expected"),
+    [
+        pytest.param(
+            build_workload(2, template="a", revisions=(revision("a", 2, 2, newest=True),)),
+            "b",
+            Replacement(old=2, old_ready=2),
+            id="before anything is written",
+        ),
+        pytest.param(
+            build_workload(2, template="b", observed=False, revisions=(revision("a", 2, 2, newest=True),)),
+            "b",
+            Replacement(old=2, old_ready=2),
+            id="written, and not seen by the controller",
+        ),
+        pytest.param(
+            build_workload(
+                2, replicas=3, template="b", revisions=(revision("a", 2, 2), revision("b", 1, 0, newest=True))
+            ),
+            "b",
+            Replacement(new=1, old=2, old_ready=2),
+            id="the first new pod",
+        ),
+        pytest.param(
+            build_workload(
+                2, replicas=3, template="b", revisions=(revision("a", 2, 2), revision("b", 1, 0, newest=True))
+            ),
+            "a",
+            Replacement(new=2, new_ready=2, old=1),
+            id="about to be taken back",
+        ),
+        pytest.param(
+            build_workload(2, template="a", revisions=(revision("a", 1, 1), revision("a", 1, 1, newest=True))),
+            "a",
+            Replacement(new=1, new_ready=1, old=1, old_ready=1),
+            id="restarted by kubectl, which our fingerprint does not see",
+        ),
+        pytest.param(build_workload(2), "b", None, id="nothing tells what runs"),
+        pytest.param(build_workload(0), "b", Replacement(), id="nothing runs"),
+    ],
+)
+def test_pods_are_sorted_by_the_template_that_is_wanted(workload, target, expected):
+    assert observe_replacement(workload, target) == expected
+
+
+def test_a_service_moves_while_old_pods_hold_devices_of_another_class():
+    workload = build_workload(
+        2, template="b", revisions=(revision("a", 1, 1, "a100"), revision("b", 1, 1, newest=True)), gpu_class="h200"
+    )
+
+    assert observe_replacement(workload, "b", "h200").moving
+    assert not observe_replacement(workload, "b", "").moving
 
 
 def test_a_budget_that_blocks_node_drains_says_so():

@@ -12,7 +12,7 @@ from windlass_operator.api.v1alpha1.inference_service import Failure, InferenceS
 from windlass_operator.api.v1alpha1.tenant import TenantStatus
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.plan import plan_gpu_class, plan_service, plan_tenant
-from windlass_operator.domain.snapshot import Workload
+from windlass_operator.domain.snapshot import Revision, Workload
 from windlass_operator.domain.status import (
     plan_gpu_class_status,
     plan_service_status,
@@ -32,11 +32,14 @@ def report(
     now: str = NOW,
     problems=(),
     world=(),
+    devices: int = 8,
+    others=None,
     **fields,
 ):
     service = build_service(**{"generation": 7, **fields})
     runs = {} if workload is None else {"team-a/chat": workload}
-    nodes = [build_node(devices=8)]
+    nodes = [build_node(devices=devices)]
+    runs |= others or {}
     plan = plan_service(
         service, build_snapshot(service, build_gpu_class(), *world, nodes=nodes, workloads=runs), SETTINGS
     )
@@ -145,6 +148,53 @@ def test_ready_means_the_newest_revision_is_as_the_spec_says(fields, workload, r
 
     assert found["Ready"] == ready
     assert {kind for kind in found if kind in ("Reconciling", "Stalled")} == ({extra} if extra else set())
+
+
+FAILURE = Failure(reason="Error", pod="chat-1", exit_code=1, message="no such checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("workload", "reason", "extra"),
+    [
+        pytest.param({"last_failure": FAILURE, "restarts": 4}, "ReplicaFailed", "Reconciling", id="it may recover"),
+        pytest.param({"last_failure": FAILURE, "restarts": 5}, "ReplicaFailed", "Stalled", id="it has been tried"),
+        pytest.param({"last_failure": FAILURE, "overdue": True}, "ReplicaFailed", "Stalled", id="it takes too long"),
+        pytest.param({"pending_reason": "ImagePullBackOff"}, "PodsPending", "Reconciling", id="an image"),
+        pytest.param(
+            {"pending_reason": "ImagePullBackOff", "overdue": True}, "PodsPending", "Stalled", id="an image, for long"
+        ),
+        pytest.param(
+            {"pending_reason": "no node", "unplaced": 1, "overdue": True},
+            "PodsPending",
+            "Reconciling",
+            id="a device may come free at any time",
+        ),
+        pytest.param({"overdue": True}, "ReplicasNotReady", "Stalled", id="it never answers its probe"),
+    ],
+)
+def test_what_only_a_person_can_mend_becomes_stalled(workload, reason, extra):
+    found = conditions(report(build_workload(0, updated=1, replicas=1, wanted=1, **workload)))
+
+    assert found["Ready"] == ("False", reason)
+    assert {kind for kind in found if kind in ("Reconciling", "Stalled")} == {extra}
+
+
+def test_a_rollout_that_waits_for_its_turn_says_so_and_names_no_neighbour():
+    old = Revision("a", 1, 1, "h200", newest=True)
+    mine = build_workload(1, gpu_class="h200", template="b", observed=False, paused=True, revisions=(old,), max_surge=1)
+    theirs = build_workload(1, gpu_class="h200", template="b", observed=False, revisions=(old,), max_surge=1)
+
+    status = report(
+        mine,
+        classes=["h200"],
+        world=[build_service("rival", classes=["h200"])],
+        devices=3,
+        others={"team-a/rival": theirs},
+    )
+
+    assert conditions(status)["Ready"] == ("False", "RolloutQueued")
+    assert status.rollout.state.value == "Waiting"
+    assert "rival" not in str(status_document(status))
 
 
 def test_a_refusal_says_what_still_serves_and_what_to_do():

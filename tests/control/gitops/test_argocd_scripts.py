@@ -19,7 +19,7 @@ from windlass_operator.api.v1alpha1.inference_service import Failure, InferenceS
 from windlass_operator.api.v1alpha1.tenant import Tenant, TenantStatus
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.plan import plan_gpu_class, plan_service, plan_tenant
-from windlass_operator.domain.snapshot import Taking, TakingCause, Workload
+from windlass_operator.domain.snapshot import Revision, Taking, TakingCause, Workload
 from windlass_operator.domain.status import (
     plan_gpu_class_status,
     plan_service_status,
@@ -33,6 +33,7 @@ NOW = "2026-03-01T10:00:00Z"
 SCALED = {"scaling": {"minReplicas": 2, "maxReplicas": 8}}
 LOST = {"name": "night", "timeZone": "Mars/Base", "start": "22:00", "end": "06:00", "minReplicas": 2}
 CRASH = Failure(reason="OOMKilled", message="killed for memory", pod="chat-5d8f7-x2x9p", exit_code=137, time=NOW)
+OLD = (Revision("a", 1, 1, "h200", newest=True),)
 QUOTA = {"classes": ["h200"], "replicas": 4, "world": [build_tenant(gpus={"h200": 2})]}
 
 
@@ -40,19 +41,24 @@ def service(
     workload: Workload | None = None,
     *,
     world: Sequence[Any] = (),
+    others: Mapping[str, Workload] | None = None,
     problems: tuple[str, ...] = (),
     **fields: Any,
 ) -> dict[str, Any]:
     """An InferenceService with the status that Windlass writes for it."""
     item = build_service(**{"uri": "pvc://models/chat", "generation": 3, **fields})
-    return service_document(item, workload, world, problems)
+    return service_document(item, workload, world, problems, others)
 
 
 def service_document(
-    item: InferenceService, workload: Workload | None, world: Sequence[Any] = (), problems: tuple[str, ...] = ()
+    item: InferenceService,
+    workload: Workload | None,
+    world: Sequence[Any] = (),
+    problems: tuple[str, ...] = (),
+    others: Mapping[str, Workload] | None = None,
 ) -> dict[str, Any]:
     key = f"{item.metadata.namespace}/{item.metadata.name}"
-    runs = {} if workload is None else {key: workload}
+    runs = {**(others or {}), **({} if workload is None else {key: workload})}
     snapshot = build_snapshot(item, build_gpu_class(), *world, nodes=[build_node(devices=8)], workloads=runs)
     status = plan_service_status(
         plan_service(item, snapshot, SETTINGS), workload, InferenceServiceStatus(), NOW, problems
@@ -181,12 +187,22 @@ REASONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
             ),
         ),
         ("QuotaReturning", waiting_for_pods()),
+        (
+            "RolloutQueued",
+            service(
+                build_workload(1, gpu_class="h200", template="b", paused=True, observed=False, revisions=OLD),
+                classes=["h200"],
+                world=[build_service("rival", classes=["h200"])],
+                others={"team-a/rival": build_workload(6, gpu_class="h200", devices=7, leaving=1)},
+            ),
+        ),
         ("ReplicaFailed", service(build_workload(0, updated=1, wanted=1, last_failure=CRASH))),
         ("Draining", service(build_workload(1), suspend=True)),
     ],
     "Degraded": [
         ("ApplyRefused", service(build_workload(1), problems=("Deployment/chat: exceeded quota",))),
         ("ApplyRefused", tenant(problems=("Role/windlass-editor: forbidden",))),
+        ("ReplicaFailed", service(build_workload(0, updated=1, wanted=1, last_failure=CRASH, restarts=5))),
         ("CacheTooLarge", service(cache={"memory": "8Gi"}, podTemplate={"resources": {"memory": "4Gi"}})),
         ("ConflictingReplicas", service(replicas=1, **SCALED)),
         ("InvalidName", service(name="1st")),

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime
 import itertools
 from unittest.mock import AsyncMock
 
 import pytest
 
+from support.builders import build_workload
 from windlass_operator import errors
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain import admission
 from windlass_operator.domain.fleet import FleetSettings
+from windlass_operator.domain.revision import fingerprint
+from windlass_operator.domain.rollout import SETTLE_S
 from windlass_operator.domain.sharing import share_cohort
-from windlass_operator.domain.snapshot import Key, Node, Workload
+from windlass_operator.domain.snapshot import Key, Node, Revision, Workload
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, Backoff, KeyedQueue, Rate
 from windlass_operator.reconcile.reconciler import Reconciler, Result, Workers
 from windlass_operator.testing import InMemoryCluster
@@ -205,6 +209,79 @@ async def test_what_the_apply_brought_is_in_the_status_of_the_same_reconcile():
     await build_reconciler(cluster).reconcile(CHAT)
 
     assert cluster.statuses[CHAT]["readyReplicas"] == 1
+
+
+GPU = {"accelerator": {"classes": ["h200"]}, "rollout": {"minAvailable": 1}}
+
+
+def build_rolling_cluster(*names: str, devices: int) -> InMemoryCluster:
+    """Services of one promised replica each, on so many devices."""
+    cluster = build_cluster(
+        build_gpu_class(),
+        Node("n", {"gpu": "h200"}, {"nvidia.com/gpu": devices}),
+        *(build_service(n, **GPU) for n in names),
+    )
+    for name in names:
+        key = Key("InferenceService", "team-a", name)
+        cluster.workloads[key] = build_workload(1, gpu_class="h200", template="old", revisions=(OLD,), max_surge=1)
+    return cluster
+
+
+OLD = Revision("old", 1, 1, "h200", newest=True)
+
+
+def strategy_of(cluster: InMemoryCluster, name: str) -> tuple[int, bool]:
+    """maxSurge, and whether the Deployment waits."""
+    ((_, manifest),) = [one for key, one in cluster.children.items() if key == ("Deployment", "team-a", name)]
+    return manifest["spec"]["strategy"]["rollingUpdate"]["maxSurge"], manifest["spec"].get("paused", False)
+
+
+async def test_two_rollouts_planned_at_the_same_moment_do_not_both_take_the_free_device():
+    class Slow(InMemoryCluster):
+        async def apply(self, owner, children):
+            await asyncio.sleep(0.01)  # as an API server takes its time: the other one plans meanwhile
+            applied = await super().apply(owner, children)
+            template = next(child["spec"]["template"] for child in children if child["kind"] == "Deployment")
+            paused = next(child for child in children if child["kind"] == "Deployment")["spec"].get("paused", False)
+            self.workloads[owner] = dataclasses.replace(
+                self.workloads[owner], template=fingerprint(template), observed=False, paused=paused
+            )
+            return applied
+
+    cluster = Slow(**vars(build_rolling_cluster("chat", "code", devices=3)))
+    reconciler = build_reconciler(cluster)
+
+    await asyncio.gather(*(reconciler.reconcile(Key("InferenceService", "team-a", name)) for name in ("chat", "code")))
+
+    assert sorted(strategy_of(cluster, name) for name in ("chat", "code")) == [(1, False), (1, True)]
+    states = [cluster.statuses[Key("InferenceService", "team-a", n)]["rollout"]["state"] for n in ("chat", "code")]
+    assert sorted(states) == ["InProgress", "Waiting"]
+
+
+async def test_a_pod_without_a_place_is_looked_at_again_before_it_is_believed():
+    cluster = build_rolling_cluster("chat", devices=3)
+    cluster.workloads[CHAT] = dataclasses.replace(
+        cluster.workloads[CHAT], replicas=2, unplaced=1, template="new", observed=False
+    )
+
+    done = await build_reconciler(cluster).reconcile(CHAT)
+
+    assert 0 < done.again_in_s <= SETTLE_S
+    assert cluster.statuses[CHAT]["rollout"]["state"] == "InProgress"
+
+
+async def test_a_pod_that_stays_without_a_place_blocks_a_rollout_that_may_stop_no_other():
+    cluster = build_rolling_cluster("chat", devices=3)
+    cluster.workloads[CHAT] = dataclasses.replace(
+        cluster.workloads[CHAT], replicas=2, unplaced=1, template="new", observed=False
+    )
+    reconciler = build_reconciler(cluster)
+
+    for _ in range(30):  # a second of the test's clock passes with every look at it
+        done = await reconciler.reconcile(CHAT)
+
+    assert done.again_in_s is None
+    assert cluster.statuses[CHAT]["rollout"]["state"] == "Blocked"
 
 
 class Bench:

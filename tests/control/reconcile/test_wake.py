@@ -59,6 +59,17 @@ def without_service(key):
     return dataclasses.replace(FLEET, services={one: service for one, service in FLEET.services.items() if one != key})
 
 
+def test_a_rollout_that_waits_for_a_device_is_woken_when_a_service_of_another_tenant_frees_one():
+    rollout = {"revision": "b", "state": "Waiting"}
+    far = build_service("far", "b", classes=["a100"])
+    waiting = far.model_copy(update={"status": type(far.status).model_validate({"rollout": rollout})})
+    before = with_service(waiting)
+
+    woken = keys_to_wake(CHAT, before, dataclasses.replace(before, workloads={}))
+
+    assert FAR in woken
+
+
 @pytest.mark.parametrize(
     ("key", "after", "expected"),
     [

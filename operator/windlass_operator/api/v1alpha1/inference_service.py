@@ -226,6 +226,32 @@ class ModelShape(ApiModel):
     tied_head: Annotated[bool, Field(description="tie_word_embeddings.")] = False
 
 
+class RolloutState(enum.StrEnum):
+    """How far a rollout is."""
+
+    IN_PROGRESS = "InProgress"
+    WAITING = "Waiting"
+    BLOCKED = "Blocked"
+    COMPLETE = "Complete"
+
+
+class StepState(enum.StrEnum):
+    """How far one step of a rollout is."""
+
+    DONE = "Done"
+    RUNNING = "Running"
+    WAITING = "Waiting"
+    BLOCKED = "Blocked"
+    PENDING = "Pending"
+
+
+class StepAction(enum.StrEnum):
+    """How a step replaces pods."""
+
+    SURGE = "Surge"
+    ONE_OUT_ONE_IN = "OneOutOneIn"
+
+
 class Model(ApiModel):
     """Which checkpoint to serve."""
 
@@ -552,6 +578,48 @@ class Failure(ApiModel):
     time: Annotated[str, Field(max_length=32, description="When, RFC 3339.")] = ""
 
 
+class RolloutStep(ApiModel):
+    """Pods that are replaced in the same way, one after the other."""
+
+    action: Annotated[
+        StepAction,
+        Field(
+            description="Surge: the new pod starts, then an old one stops. OneOutOneIn: an old pod stops, then the new "
+            "one takes its device."
+        ),
+    ]
+    replicas: Annotated[int, Field(ge=0, description="Pods that this step replaces.")]
+    state: Annotated[
+        StepState,
+        Field(
+            description="Done; Running; Waiting for a device that another rollout uses first; Blocked, which needs "
+            "somebody to act; Pending until the steps before it are done."
+        ),
+    ]
+    free_devices: Annotated[
+        int, Field(ge=0, description="Devices beyond its own that the service holds during the step.")
+    ] = 0
+    reason: Annotated[str, Field(max_length=1024, description="Why in this way, or what it waits for.")] = ""
+
+
+class RolloutStatus(ApiModel):
+    """How pods are being replaced, or were the last time."""
+
+    revision: Annotated[str, Field(max_length=63, description="Fingerprint of the pod template that is rolled out.")]
+    state: Annotated[RolloutState, Field(description="InProgress, Waiting, Blocked or Complete.")]
+    started: Annotated[str, Field(max_length=32, description="When it began, RFC 3339; edits on the way keep it.")] = ""
+    finished: Annotated[str, Field(max_length=32, description="When the last old pod was replaced, RFC 3339.")] = ""
+    progress: Annotated[str, Field(max_length=64, description="Pods replaced of all, such as 2/4.")] = ""
+    steps: Annotated[
+        list[RolloutStep],
+        Field(
+            max_length=8,
+            description="What was done and what is planned. The plan is made anew with every step and every edit.",
+            json_schema_extra=constrained(list_type="atomic"),
+        ),
+    ] = Field(default_factory=list)
+
+
 class InferenceServiceStatus(ApiModel):
     """Observed state."""
 
@@ -572,6 +640,7 @@ class InferenceServiceStatus(ApiModel):
             json_schema_extra=constrained(list_type="atomic"),
         ),
     ] = Field(default_factory=list)
+    rollout: RolloutStatus | None = None
     last_failure: Failure | None = None
     cost: Cost | None = None
     canaries: Annotated[

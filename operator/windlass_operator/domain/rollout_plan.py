@@ -1,0 +1,96 @@
+"""Decide how the pods of one service are replaced, with the fleet in view: devices, quota, and whose turn it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from windlass_operator.api.v1alpha1.inference_service import InferenceService
+from windlass_operator.domain.admission import Admission, key_of
+from windlass_operator.domain.fleet_view import FleetView
+from windlass_operator.domain.rollout import (
+    SETTLE_S,
+    RolloutPlan,
+    RolloutWay,
+    observe_replacement,
+    plan_rollout,
+    rollout_room,
+)
+from windlass_operator.domain.rollout_turns import Share, Turns, is_surging, observe_turns
+from windlass_operator.domain.scaling import ScalingPlan
+from windlass_operator.domain.snapshot import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutClues:
+    """What a plan cannot see in a snapshot."""
+
+    template: str = ""
+    """Fingerprint of the pod template that the very plan renders to; empty stands for the live one."""
+    refused_s: float = math.inf
+    """How long pods have found no place, in seconds."""
+
+
+def plan_replacement(
+    service: InferenceService, verdict: Admission, replicas: int, view: FleetView, clues: RolloutClues
+) -> RolloutPlan:
+    """Choose how the next pod is replaced."""
+    workload, template = view.workload_of(key_of(service)), clues.template
+    if clues.refused_s < SETTLE_S:
+        workload = replace(workload, unplaced=0)
+    candidate = verdict.candidate
+    replacement = observe_replacement(workload, template, candidate.name if candidate else "")
+    if replacement is not None and replacement.moving:
+        workload = replace(workload, leaving=0)  # what leaves frees devices of the earlier class
+    if replacement is not None and replacement.rolling and candidate is not None:
+        turns = observe_turns(key_of(service), candidate.name, view)
+    else:
+        turns = Turns()
+    room = _room(service, verdict, view, workload, turns.claimed, Share())
+    plan = plan_rollout(
+        replicas,
+        service.spec.rollout.min_available,
+        room,
+        on_gpu=candidate is not None,
+        replacement=replacement,
+        ahead=room == 0 and _room(service, verdict, view, workload, Share(), turns.lent) != 0,
+    )
+    if replacement is None or not replacement.rolling:
+        return replace(plan, target=template or workload.template)
+    return replace(
+        plan,
+        target=template or workload.template,
+        rolling=True,
+        floor=max(replicas - replacement.short(replicas), min(replicas, plan.min_available + plan.max_unavailable)),
+        takes_device=candidate is not None and plan.way is RolloutWay.SURGE and not is_surging(workload),
+    )
+
+
+def hold_floor(scaling: ScalingPlan | None, rollout: RolloutPlan) -> ScalingPlan | None:
+    """Keep an autoscaler from shrinking a service while its pods are replaced.
+
+    It would take serving pods for what the rollout has out already, and the two would add up to less than the promise.
+    """
+    if scaling is None:
+        return None
+    return replace(scaling, min_replicas=max(scaling.min_replicas, min(rollout.floor, scaling.max_replicas)))
+
+
+def _room(
+    service: InferenceService, verdict: Admission, view: FleetView, workload: Workload, claimed: Share, lent: Share
+) -> int | None:
+    accelerator = service.spec.accelerator
+    if verdict.candidate is None or accelerator is None:
+        return None
+    free, spare = view.supply.free(verdict.candidate.name), verdict.grant.spare_devices if verdict.grant else None
+    return rollout_room(
+        None if free is None else _without(free, claimed.devices) + lent.devices,
+        None if spare is None else _without(spare, claimed.quota) + lent.quota,
+        accelerator.count,
+        workload,
+    )
+
+
+def _without(free: int, claimed: int) -> int:
+    """Claims take what is free, and nothing that the service's own pods hold already."""
+    return free - min(claimed, max(0, free))
