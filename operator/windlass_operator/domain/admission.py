@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from windlass_operator.api.v1alpha1.inference_service import InferenceService
+from windlass_operator.api.v1alpha1.inference_service import Allocation, InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain.alternative_quota import AlternativeClaim, Reservation, reserve_alternatives
 from windlass_operator.domain.decision import Decision, Refusal, decide
 from windlass_operator.domain.fleet import Platform
 from windlass_operator.domain.fleet_view import FleetView, circle_of
-from windlass_operator.domain.gpu_class import Candidate, Ranking, describe, rank_classes, refuse_ranking
+from windlass_operator.domain.gpu_class import Candidate, Ranking, describe, rank_classes, refuse_ranking, within
 from windlass_operator.domain.model_source import check_volume, parse_source
 from windlass_operator.domain.preemption import allowance, told
 from windlass_operator.domain.priority import check_tier
@@ -111,11 +112,14 @@ def admit(service: InferenceService, view: FleetView) -> Admission:
     if view.settings.platform is Platform.LOCAL and not any(candidate.nodes for candidate in ranking.candidates):
         reason = "this machine carries no GPU of the listed classes, so replicas compute on its CPU"
         return _admit_on_cpu(wanted, reason)
-    tenant = view.tenant_of(key_of(service).namespace)
+    key = key_of(service)
+    tenant = view.tenant_of(key.namespace)
+    if tenant is not None and key in _reservation(tenant, view).refusals:
+        return Admission(_reservation(tenant, view).refusals[key], 0, grant=_grant_of_refused(service, view))
     if tenant is None:
         best = ranking.candidates[0]
         return Admission(None, wanted.most, best, decisions=(_explain_choice(best, ranking, service, view),))
-    return _admit_within_quota(ranking, _grants(tenant, view)[key_of(service)], service, view)
+    return _admit_within_quota(ranking, _grants(tenant, view)[key], service, view)
 
 
 def _grant_of_refused(service: InferenceService, view: FleetView) -> Grant | None:
@@ -130,7 +134,33 @@ def _admit_on_cpu(wanted: ReplicaRange, reason: str) -> Admission:
 
 
 def _rank(service: InferenceService, view: FleetView) -> Ranking:
-    return rank_classes(service.spec, view.snapshot.gpu_classes, view.supply, view.workload_of(key_of(service)))
+    key = key_of(service)
+    ranking = rank_classes(service.spec, view.snapshot.gpu_classes, view.supply, view.workload_of(key))
+    tenant = view.tenant_of(key.namespace)
+    return ranking if tenant is None else within(ranking, {gpu.name for gpu in tenant.spec.quota.gpus})
+
+
+def _reservation(tenant: Tenant, view: FleetView) -> Reservation:
+    name = tenant.metadata.name
+    if name not in view.reservations:
+        nominal = {gpu.name: gpu.nominal for gpu in tenant.spec.quota.gpus}
+        services = view.services_of(tenant).items()
+        claims = [claim for key, service in services if (claim := _alternatives(key, service, view)) is not None]
+        view.reservations[name] = reserve_alternatives(claims, nominal, name)
+    return view.reservations[name]
+
+
+def _alternatives(key: Key, service: InferenceService, view: FleetView) -> AlternativeClaim | None:
+    accelerator = service.spec.accelerator
+    if accelerator is None or accelerator.allocation is not Allocation.RESOURCE_CLAIM:
+        return None
+    if service.metadata.deletion_timestamp or check_service(service, view) is not None:
+        return None
+    classes = tuple(one.name for candidate in _rank(service, view).candidates for one in candidate.claimed[1:])
+    if not classes:
+        return None
+    most = replica_range(service.spec, view.settings.platform).most
+    return AlternativeClaim(key, service.metadata.creation_timestamp, classes, most * accelerator.count)
 
 
 def _admit_within_quota(ranking: Ranking, grant: Grant, service: InferenceService, view: FleetView) -> Admission:
@@ -168,10 +198,11 @@ def _grants(tenant: Tenant, view: FleetView) -> Mapping[Key, Grant]:
 
 
 def _terms(tenant: Tenant, view: FleetView) -> Terms:
-    spec = tenant.spec
+    spec, aside = tenant.spec, _reservation(tenant, view).devices
+    classes = {gpu.name: class_terms(gpu) for gpu in spec.quota.gpus}
     return Terms(
         tenant.metadata.name,
-        {gpu.name: class_terms(gpu) for gpu in spec.quota.gpus},
+        {name: replace(terms, nominal=terms.nominal - aside.get(name, 0)) for name, terms in classes.items()},
         spec.cohort,
         spec.weight,
         _allowance(tenant, view),
@@ -211,6 +242,7 @@ def _request(key: Key, service: InferenceService, tenant: Tenant, view: FleetVie
         fixed=True,
     )
     usable = accelerator is not None and check_service(service, view) is None
+    usable = usable and key not in _reservation(tenant, view).refusals
     candidates = _rank(service, view).candidates if usable else ()
     if accelerator is None or not candidates:
         return held if workload.devices else None

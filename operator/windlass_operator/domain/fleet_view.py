@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain.alternative_quota import Reservation
 from windlass_operator.domain.canary_plan import derive_canaries
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.preemption import BUDGET_S
@@ -45,6 +46,8 @@ class FleetView:
         self.supply = Supply(snapshot)
         self.grants: dict[Circle, Mapping[Key, Grant]] = {}
         """Shares of each circle's GPUs, filled by the first plan that needs them."""
+        self.reservations: dict[str, Reservation] = {}
+        """What each tenant sets aside for alternatives of claims, filled like `grants`."""
         self.waits_for_budget: set[Circle] = set()
         """Circles in which a tenant waits until budgets allow to take more, filled together with `grants`."""
 

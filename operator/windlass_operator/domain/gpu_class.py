@@ -7,7 +7,7 @@ restarts every replica.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 from windlass_operator.api.meta import Toleration
@@ -97,6 +97,14 @@ def rank_classes(
         candidates.sort(key=lambda candidate: _preference(candidate, workload))
     skipped = tuple(verdict for verdict in verdicts if isinstance(verdict, Skipped))
     return Ranking(tuple(candidates), skipped, by_need=listed is None)
+
+
+def within(ranking: Ranking, listed: Container[str]) -> Ranking:
+    """Leave out of a claim what a tenant's quota does not list. A claim of which nothing is left stays as it is."""
+    if not ranking.candidates or not ranking.candidates[0].claimed:
+        return ranking
+    allowed = tuple(one for one in ranking.candidates[0].claimed if one.name in listed)
+    return replace(ranking, candidates=(replace(allowed[0], claimed=allowed),)) if allowed else ranking
 
 
 def _preference(candidate: Candidate, workload: Workload) -> int:
