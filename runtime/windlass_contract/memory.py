@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from windlass_contract.launch_spec import Precision
+from windlass_contract.launch_spec import INTEGERS, Precision
 
 PAGE_TOKENS: Final = 64
 """Positions of one key/value page."""
@@ -17,8 +17,16 @@ CACHE_SHARE: Final = 0.8
 """Share of the free memory that a cache of unstated size may take; the rest is for activations and the allocator."""
 STEP_TOKENS: Final = 512
 """Token budget of one engine step unless a launch spec says otherwise."""
-ELEMENT_BYTES: Final[Mapping[Precision, int]] = {Precision.FP32: 4, Precision.BF16: 2, Precision.FP16: 2}
-"""Bytes of one number of arithmetic and cache, by precision."""
+ELEMENT_BYTES: Final[Mapping[Precision, int]] = {
+    Precision.FP32: 4,
+    Precision.BF16: 2,
+    Precision.FP16: 2,
+    Precision.INT8: 2,
+    Precision.INT4: 2,
+}
+"""Bytes of one number of arithmetic and cache on a GPU, by precision, from many to few bytes of weights."""
+GROUP: Final = 32
+"""Columns per scale of weights in 4 bits, unless a recipe has larger groups, which take less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +46,30 @@ class ModelShape:
     """Whether the output head is the embedding."""
 
     @property
+    def attention_size(self) -> int:
+        """Elements of one layer's projections of attention."""
+        return self.hidden_size * self.head_size * 2 * (self.query_heads + self.key_value_heads)
+
+    @property
+    def feed_forward_elements(self) -> int:
+        """Elements of one layer's projections of the feed-forward part."""
+        return 3 * self.hidden_size * self.feed_forward_size
+
+    @property
+    def table_size(self) -> int:
+        """Elements of the embedding; the head has as many."""
+        return self.vocabulary_size * self.hidden_size
+
+    @property
+    def norms(self) -> int:
+        """Elements of all norms."""
+        return (2 * self.layers + 1) * self.hidden_size
+
+    @property
     def parameters(self) -> int:
         """Elements of all weight matrices and norms; biases, a tiny part, are left out."""
-        attention = self.hidden_size * self.head_size * 2 * (self.query_heads + self.key_value_heads)
-        layer = attention + 3 * self.hidden_size * self.feed_forward_size + 2 * self.hidden_size
-        tables = self.vocabulary_size * self.hidden_size * (1 if self.tied_head else 2)
-        return tables + self.layers * layer + self.hidden_size
+        tables = self.table_size * (1 if self.tied_head else 2)
+        return tables + self.layers * (self.attention_size + self.feed_forward_elements) + self.norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +111,29 @@ def step_bytes(
     return 4 * (step_tokens * widest + 64 * vocabulary_size)
 
 
+def weight_bytes(shape: ModelShape, precision: Precision) -> int:
+    """Bytes of all weights. Integers come with their scales; a head of its own format is kept beside the embedding."""
+    if precision not in INTEGERS:
+        return shape.parameters * ELEMENT_BYTES[precision]
+    attention_rows = (shape.query_heads + 2 * shape.key_value_heads) * shape.head_size + shape.hidden_size
+    feed_forward_rows = 2 * shape.feed_forward_size + shape.hidden_size
+    attention = _eight_bits(shape.attention_size, attention_rows)
+    if precision is Precision.INT8:
+        feed_forward = _eight_bits(shape.feed_forward_elements, feed_forward_rows)
+    else:
+        feed_forward = _four_bits(shape.feed_forward_elements)
+    tables = _four_bits(shape.table_size) + _eight_bits(shape.table_size, shape.vocabulary_size)
+    return shape.layers * (attention + feed_forward) + tables + shape.norms * ELEMENT_BYTES[precision]
+
+
+def _eight_bits(elements: int, rows: int) -> int:
+    return elements + 4 * rows
+
+
+def _four_bits(elements: int) -> int:
+    return elements // 2 + elements // GROUP * 2
+
+
 def least_memory(
     shape: ModelShape, precision: Precision, *, cache_bytes: int = 0, max_sequence_tokens: int = 0
 ) -> MemoryNeed:
@@ -99,7 +148,7 @@ def least_memory(
     one_page = page_bytes(shape.layers, shape.key_value_heads, shape.head_size, element)
     one_sequence = sequence_pages(tokens) * one_page
     return MemoryNeed(
-        weights=shape.parameters * element,
+        weights=weight_bytes(shape, precision),
         cache=max(cache_bytes, one_sequence) if cache_bytes else -int(-one_sequence // CACHE_SHARE),
         workspace=step_bytes(
             hidden_size=shape.hidden_size,

@@ -14,7 +14,20 @@ from windlass_operator.cli.shape import read_shape
 from windlass_runtime.checkpoint.config import read_spec
 from windlass_runtime.kv.store import choose_page_count, page_bytes
 from windlass_runtime.model.weights import weight_bytes
+from windlass_runtime.quant.formats import PRESETS
+from windlass_runtime.quant.plan import plan_formats
 
+SNAKE = {
+    "layers": "layers",
+    "hiddenSize": "hidden_size",
+    "feedForwardSize": "feed_forward_size",
+    "queryHeads": "query_heads",
+    "keyValueHeads": "key_value_heads",
+    "headSize": "head_size",
+    "vocabularySize": "vocabulary_size",
+    "maxPositions": "max_positions",
+    "tiedHead": "tied_head",
+}
 TINY = ROOT / "examples" / "models" / "windlass-tiny"
 LLAMA_8B = memory.ModelShape(
     layers=32,
@@ -42,21 +55,20 @@ def test_parameters_are_those_the_model_card_says():
 )
 def test_the_shipped_model_weighs_what_the_runtime_loads(precision, dtype):
     spec, config = read_spec(TINY), read_shape(TINY / "config.json")
-    shape = memory.ModelShape(
-        layers=config["layers"],
-        hidden_size=config["hiddenSize"],
-        feed_forward_size=config["feedForwardSize"],
-        query_heads=config["queryHeads"],
-        key_value_heads=config["keyValueHeads"],
-        head_size=config["headSize"],
-        vocabulary_size=config["vocabularySize"],
-        max_positions=config["maxPositions"],
-        tied_head=config["tiedHead"],
-    )
+    shape = memory.ModelShape(**{SNAKE[name]: value for name, value in config.items()})
     need = memory.least_memory(shape, precision)
 
     assert need.weights == pytest.approx(weight_bytes(spec, dtype), rel=0.001)  # biases and head norms are left out
     assert need.cache >= memory.sequence_pages(spec.max_positions) * page_bytes(spec, dtype)
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT4])
+def test_weights_of_integers_weigh_what_the_runtime_rounds_them_to(precision):
+    spec = read_spec(TINY)
+    shape = memory.ModelShape(**{SNAKE[name]: value for name, value in read_shape(TINY / "config.json").items()})
+    entries = plan_formats(spec, PRESETS[precision.value].formats, memory.GROUP)
+
+    assert memory.weight_bytes(shape, precision) == pytest.approx(weight_bytes(spec, torch.float16, entries), rel=0.001)
 
 
 @settings(deadline=None)

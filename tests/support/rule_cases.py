@@ -153,6 +153,16 @@ def _profiles(lower: str, upper: str, limit: str, low: int, high: int) -> Manife
     return _power({"profiles": {lower: {limit: low}, upper: {limit: high}}})
 
 
+SHAPE = {
+    "layers": 2,
+    "hiddenSize": 64,
+    "feedForwardSize": 128,
+    "queryHeads": 4,
+    "keyValueHeads": 2,
+    "headSize": 16,
+    "vocabularySize": 77,
+    "maxPositions": 4096,
+}
 _DIGESTS = ["0" * 64, "1" * 64]
 _BAD_KEYS = ("-a", "a_b/c", "a/b/c", "a b", "", "a/", "/a")
 _GOOD_KEYS = ("a", "team", "Example.com_x", "example.com/team", "a.b-c/D_e.f")
@@ -323,6 +333,17 @@ _SERVICE_CASES = (
             service({"accelerator": {"classes": ["a"], "requirements": {"memory": "40Gi"}}}),
             service({"accelerator": {"count": 1}}),
         ),
+    ),
+    RuleCase(
+        "alternatives need a shape",
+        inference_service.ALTERNATIVES_NEED_A_SHAPE,
+        "spec.precision.alternatives",
+        (
+            service({"precision.alternatives": [{"preset": "INT8"}], "model.shape": SHAPE}),
+            service({"precision.alternatives": []}),
+            service({"precision.preset": "FP16"}),
+        ),
+        (service({"precision.alternatives": [{"preset": "INT8"}]}),),
     ),
     RuleCase(
         "percent is at most 100",
@@ -705,6 +726,13 @@ RULE_CASES: tuple[RuleCase, ...] = (*_SERVICE_CASES, *_CANARY_CASES, *_TENANT_CA
 
 _TWICE = [{"type": "QueueDepth", "target": 1}, {"type": "QueueDepth", "target": 2}]
 UNIQUENESS_CASES: tuple[RuleCase, ...] = (
+    RuleCase(
+        "precision alternatives",
+        {},
+        "spec.precision.alternatives[1]",
+        (service({"precision.alternatives": [{"preset": "INT8"}, {"preset": "INT4"}], "model.shape": SHAPE}),),
+        (service({"precision.alternatives": [{"preset": "INT8"}, {"preset": "INT8"}], "model.shape": SHAPE}),),
+    ),
     RuleCase(
         "metric types",
         {},

@@ -23,6 +23,7 @@ COMPUTE_CAPABILITY: Final = r"^[0-9]{1,2}\.[0-9]$"
 RESOURCE_NAME: Final = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 DEVICE_CLASS: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 MIG_PROFILE: Final = r"^[1-9]g\.[1-9][0-9]{0,2}gb([+.][a-z]+(\.[a-z]+)*)?$"
+PERCENT: Final = r"^[0-9]{1,2}(\.[0-9]{1,4})?$"
 PRICE: Final = r"^[0-9]{1,9}(\.[0-9]{1,9})?$"
 TIME_ZONE: Final = r"^[A-Z][A-Za-z0-9_+-]*(/[A-Za-z0-9][A-Za-z0-9_+-]*){0,2}$"
 TIME_OF_DAY: Final = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
@@ -43,6 +44,7 @@ WORDS: Final = {
     RESOURCE_NAME: "an extended resource such as nvidia.com/gpu",
     DEVICE_CLASS: "a DNS name such as gpu.nvidia.com",
     MIG_PROFILE: 'a MIG profile such as "1g.18gb" or "1g.10gb+me"',
+    PERCENT: 'a percentage below 100 such as "0.8"',
     PRICE: 'a price such as "2.85"',
     TIME_ZONE: "a time zone of the IANA database such as Europe/Berlin",
     TIME_OF_DAY: 'a time of day such as "08:00", in quotes',

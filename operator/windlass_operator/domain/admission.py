@@ -11,6 +11,7 @@ from windlass_operator.api.v1alpha1.inference_service import Allocation, Inferen
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.alternative_quota import AlternativeClaim, Reservation, reserve_alternatives
 from windlass_operator.domain.decision import Decision, Refusal, decide
+from windlass_operator.domain.elastic_precision import may_return
 from windlass_operator.domain.fleet import Platform
 from windlass_operator.domain.fleet_view import FleetView, circle_of
 from windlass_operator.domain.gpu_class import Candidate, Ranking, describe, rank_classes, refuse_ranking, within
@@ -135,7 +136,13 @@ def _admit_on_cpu(wanted: ReplicaRange, reason: str) -> Admission:
 
 def _rank(service: InferenceService, view: FleetView) -> Ranking:
     key = key_of(service)
-    ranking = rank_classes(service.spec, view.snapshot.gpu_classes, view.supply, view.workload_of(key))
+    ranking = rank_classes(
+        service.spec,
+        view.snapshot.gpu_classes,
+        view.supply,
+        view.workload_of(key),
+        may_return=may_return(service.status, view.now),
+    )
     tenant = view.tenant_of(key.namespace)
     return ranking if tenant is None else within(ranking, {gpu.name for gpu in tenant.spec.quota.gpus})
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 from windlass_operator.api.meta import Toleration
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass, GPUClassSpec, Placement
-from windlass_operator.api.v1alpha1.inference_service import Allocation, InferenceServiceSpec, PrecisionPreset
+from windlass_operator.api.v1alpha1.inference_service import Allocation, InferenceServiceSpec
 from windlass_operator.domain.decision import Refusal
 from windlass_operator.domain.device_claim import Alternative, find_unclaimable, plan_alternatives
+from windlass_operator.domain.elastic_precision import AS_STORED, Format, acceptable_formats
 from windlass_operator.domain.gpu_need import (
     cheapest_first,
-    computes_bf16,
+    computes,
     describe_memory,
     find_unaccepted_sharing,
     find_unmet_requirement,
@@ -56,6 +57,8 @@ class Candidate:
     """Ready, schedulable nodes; None while nodes are unknown."""
     by_need: bool = False
     """Whether it was found by needs and price, not by name."""
+    format: Format = AS_STORED
+    """The first acceptable number format that fits."""
     claimed: tuple[Candidate, ...] = ()
     """Where devices are claimed: this class and those that would do instead. Empty: a device plugin gives them."""
 
@@ -83,20 +86,46 @@ class Ranking:
 
 
 def rank_classes(
-    spec: InferenceServiceSpec, gpu_classes: Mapping[str, GPUClass], supply: Supply, workload: Workload
+    spec: InferenceServiceSpec,
+    gpu_classes: Mapping[str, GPUClass],
+    supply: Supply,
+    workload: Workload,
+    *,
+    may_return: bool = False,
 ) -> Ranking:
-    """Judge the classes of `spec.accelerator`, which must be set."""
+    """Judge the classes of `spec.accelerator`, which must be set.
+
+    may_return  whether a service that runs in a smaller number format than its preset may move back now
+    """
     assert spec.accelerator is not None
     listed, claims = spec.accelerator.classes, spec.accelerator.allocation is Allocation.RESOURCE_CLAIM
     names = cheapest_first(gpu_classes) if listed is None else tuple(dict.fromkeys(listed))
     verdicts = [_judge(name, spec, gpu_classes, supply) for name in names]
     candidates = [verdict for verdict in verdicts if isinstance(verdict, Candidate)]
     if claims:
-        candidates = [replace(first, claimed=tuple(candidates)) for first in candidates[:1]]
+        candidates = _claim(candidates)
     else:
-        candidates.sort(key=lambda candidate: _preference(candidate, workload))
+        back = _find_return(candidates, supply, workload, spec.accelerator.count) if may_return else frozenset()
+        candidates.sort(key=lambda candidate: (_preference(candidate, workload, back), candidate.format.step))
     skipped = tuple(verdict for verdict in verdicts if isinstance(verdict, Skipped))
     return Ranking(tuple(candidates), skipped, by_need=listed is None)
+
+
+def _claim(candidates: list[Candidate]) -> list[Candidate]:
+    """The first class with those that would do instead: one pod template has one number format."""
+    best = min((candidate.format.step for candidate in candidates), default=0)
+    alike = [candidate for candidate in candidates if candidate.format.step == best]
+    return [replace(first, claimed=tuple(alike)) for first in alike[:1]]
+
+
+def _find_return(candidates: list[Candidate], supply: Supply, workload: Workload, count: int) -> frozenset[str]:
+    """Classes with a larger number format than where the service runs, and free devices for all of its replicas."""
+    kept = next((candidate for candidate in candidates if _keeps(candidate, workload)), None)
+    if kept is None:
+        return frozenset()
+    needed = max(workload.wanted, workload.replicas) * count
+    larger = [candidate for candidate in candidates if candidate.format.step < kept.format.step and candidate.nodes]
+    return frozenset(candidate.name for candidate in larger if (supply.free(candidate.name) or 0) >= needed > 0)
 
 
 def within(ranking: Ranking, listed: Container[str]) -> Ranking:
@@ -107,7 +136,9 @@ def within(ranking: Ranking, listed: Container[str]) -> Ranking:
     return replace(ranking, candidates=(replace(allowed[0], claimed=allowed),)) if allowed else ranking
 
 
-def _preference(candidate: Candidate, workload: Workload) -> int:
+def _preference(candidate: Candidate, workload: Workload, back: Container[str]) -> int:
+    if candidate.name in back:
+        return -1
     if _keeps(candidate, workload):
         return 0
     return 2 if candidate.nodes == 0 else 1
@@ -135,14 +166,33 @@ def _judge(
     cache, memory = spec.cache.memory, describe_memory(gpu_class.spec)
     if cache is not None and parse_bytes(cache) >= usable_bytes(gpu_class.spec):
         return Skipped(name, f"spec.cache.memory {cache} leaves nothing of its {memory} for the model", "CacheTooLarge")
-    if spec.precision.preset is PrecisionPreset.BF16 and not computes_bf16(gpu_class.spec):
-        capability = gpu_class.spec.compute_capability
-        return Skipped(name, f"compute capability {capability} has no BF16", "PrecisionUnsupported")
-    precision, _ = choose_precision(spec.precision.preset, gpu_class.spec)
-    fit = judge_fit(spec, precision, gpu_class.spec)
-    if fit is not None and not fit.fits:
-        return Skipped(name, fit.arithmetic, "ModelDoesNotFit", suggest(spec, gpu_class.spec, precision, gpu_classes))
-    return Candidate(name, gpu_class.spec, supply.nodes(name), by_need=accelerator.classes is None)
+    found = _find_format(spec, gpu_class.spec)
+    if found is None:
+        return _skip_for_format(name, spec, gpu_class.spec, gpu_classes)
+    by_need = accelerator.classes is None
+    return Candidate(name, gpu_class.spec, supply.nodes(name), by_need=by_need, format=found)
+
+
+def _find_format(spec: InferenceServiceSpec, gpu: GPUClassSpec) -> Format | None:
+    """The first acceptable number format that the class computes and its memory holds."""
+    for found in acceptable_formats(spec):
+        precision, _ = choose_precision(found.preset, gpu)
+        fit = judge_fit(spec, precision, gpu)
+        if computes(gpu, precision) and (fit is None or fit.fits):
+            return found
+    return None
+
+
+def _skip_for_format(
+    name: str, spec: InferenceServiceSpec, gpu: GPUClassSpec, gpu_classes: Mapping[str, GPUClass]
+) -> Skipped:
+    """Say what is wrong with the smallest format; larger ones have the same trouble."""
+    precision, _ = choose_precision(acceptable_formats(spec)[-1].preset, gpu)
+    if not computes(gpu, precision):
+        return Skipped(name, f"compute capability {gpu.compute_capability} has no BF16", "PrecisionUnsupported")
+    fit = judge_fit(spec, precision, gpu)
+    assert fit is not None
+    return Skipped(name, fit.arithmetic, "ModelDoesNotFit", suggest(spec, gpu, precision, gpu_classes))
 
 
 def describe(candidate: Candidate, supply: Supply, workload: Workload) -> str:

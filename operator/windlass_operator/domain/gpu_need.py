@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Final
 
+from windlass_contract.launch_spec import Precision
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass, GPUClassSpec, Interconnect
 from windlass_operator.api.v1alpha1.inference_service import Accelerator, Requirements, Sharing
 from windlass_operator.domain.quantity import parse_bytes
@@ -76,6 +77,11 @@ def parse_capability(text: str) -> tuple[int, int]:
 def computes_bf16(spec: GPUClassSpec) -> bool:
     """Whether the class computes BF16 at full speed."""
     return parse_capability(spec.compute_capability) >= BF16_SINCE
+
+
+def computes(spec: GPUClassSpec, precision: Precision) -> bool:
+    """Whether the class computes in a precision."""
+    return precision is not Precision.BF16 or computes_bf16(spec)
 
 
 def price_of(spec: GPUClassSpec) -> Fraction | None:

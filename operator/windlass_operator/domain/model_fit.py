@@ -14,7 +14,7 @@ from windlass_contract.launch_spec import Precision
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass, GPUClassSpec
 from windlass_operator.api.v1alpha1.inference_service import InferenceServiceSpec
 from windlass_operator.domain.decision import Decision, decide
-from windlass_operator.domain.gpu_need import computes_bf16, describe_memory, usable_bytes
+from windlass_operator.domain.gpu_need import computes, describe_memory, usable_bytes
 from windlass_operator.domain.quantity import parse_bytes
 
 
@@ -78,7 +78,7 @@ def suggest(
 ) -> str:
     """Say what would make the model fit: another precision, a shorter sequence, another class. Empty: nothing known."""
     ways = []
-    smaller = [other for other in memory.ELEMENT_BYTES if _computes(gpu, other) and _fits(spec, other, gpu)]
+    smaller = [other for other in memory.ELEMENT_BYTES if computes(gpu, other) and _fits(spec, other, gpu)]
     if smaller:
         ways.append(f"set spec.precision.preset to {smaller[0].value}")
     tokens = longest_fitting_sequence(spec, precision, gpu)
@@ -112,10 +112,6 @@ def _need(spec: InferenceServiceSpec, precision: Precision) -> memory.MemoryNeed
         cache_bytes=0 if spec.cache.memory is None else parse_bytes(spec.cache.memory),
         max_sequence_tokens=spec.limits.max_sequence_tokens or 0,
     )
-
-
-def _computes(gpu: GPUClassSpec, precision: Precision) -> bool:
-    return precision is not Precision.BF16 or computes_bf16(gpu)
 
 
 def _fits(spec: InferenceServiceSpec, precision: Precision, gpu: GPUClassSpec) -> bool:

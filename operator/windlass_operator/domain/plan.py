@@ -24,8 +24,9 @@ from windlass_operator.domain.canary_plan import (
     service_key,
     with_refusal,
 )
-from windlass_operator.domain.decision import Decision, Refusal
+from windlass_operator.domain.decision import Decision, Refusal, decide
 from windlass_operator.domain.device_claim import explain_alternatives
+from windlass_operator.domain.elastic_precision import return_due_at
 from windlass_operator.domain.fleet import FleetSettings, Platform
 from windlass_operator.domain.fleet_plan import (
     GpuClassPlan,
@@ -125,6 +126,8 @@ class ServicePlan:
     plan_again_at: datetime.datetime | None = None
     """When the same world gives another plan: a schedule begins or ends, a fallback comes due, or a budget allows more.
     """
+    stepped_down: str = ""
+    """Why it runs in a smaller number format than its preset; empty while it does not."""
     canaries: tuple[ServicePlan, ...] = ()
     """Plans of its canaries, with keys that their objects are called by."""
     canary_states: tuple[CanaryStatus, ...] = ()
@@ -234,6 +237,7 @@ def plan_in_view(
         takings=_record_takings(verdict, workload, view.now_s),
         address=_address(key, settings),
         plan_again_at=_plan_again_at(observed, view),
+        stepped_down=precision_decision.reason if verdict.candidate and verdict.candidate.format.step else "",
         canaries=canaries,
         canary_states=states,
         traffic=traffic,
@@ -260,7 +264,8 @@ def _hours(service: InferenceService, view: FleetView) -> str:
 
 def _plan_again_at(service: InferenceService, view: FleetView) -> datetime.datetime | None:
     scaling, now, tenant = service.spec.scaling, view.now, view.tenant_of(key_of(service).namespace)
-    moments: list[datetime.datetime | None] = []
+    due = return_due_at(service.status)
+    moments: list[datetime.datetime | None] = [due if due is not None and now is not None and due > now else None]
     if now is not None and scaling is not None:
         moments += [next_change(scaling, now), fallback_due_at(scaling, service.status, now)]
     if service.spec.accelerator is not None and tenant is not None and circle_of(tenant) in view.waits_for_budget:
@@ -352,7 +357,14 @@ def _explain_power(service: InferenceService, verdict: Admission) -> tuple[Decis
 
 
 def _choose_precision(service: InferenceService, verdict: Admission) -> tuple[Precision, Decision]:
-    return choose_precision(service.spec.precision.preset, verdict.candidate.spec if verdict.candidate else None)
+    spec = service.spec.precision
+    if verdict.candidate is None:
+        return choose_precision(spec.preset, None)
+    chosen, decision = choose_precision(verdict.candidate.format.preset, verdict.candidate.spec)
+    if verdict.candidate.format.step == 0:
+        return chosen, decision
+    reason = f"stepped down from {spec.preset.value} by spec.precision.alternatives: {verdict.candidate.name} holds it"
+    return chosen, decide("precision", chosen.value, reason)
 
 
 def _plan_launch(

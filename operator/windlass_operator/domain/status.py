@@ -175,6 +175,8 @@ def _service_conditions(
         conditions.append(_condition("QuotaAdmitted", plan.quota.admitted, plan.quota.reason, plan.quota.message))
     if plan.action is Action.APPLY and plan.scaling is not None:
         conditions.append(_scaling_active(plan.scaling, runs))
+    if plan.action is Action.APPLY and plan.stepped_down:
+        conditions.append(_condition("PrecisionReduced", True, "SteppedDown", _sentence(plan.stepped_down)))
     aborted = [state for state in plan.canary_states if state.phase is CanaryPhase.ABORTED]
     if aborted:
         words = "; ".join(f"{state.name}: {state.message}" for state in aborted)

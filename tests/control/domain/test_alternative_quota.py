@@ -1,4 +1,4 @@
-"""Claims with alternatives reserve quota in every class they may end on, so that no choice of the scheduler overdraws one."""
+"""Claims reserve quota in every class they may end on, so that no choice of the scheduler overdraws one."""
 
 from __future__ import annotations
 

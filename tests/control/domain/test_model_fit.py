@@ -74,7 +74,9 @@ def test_a_model_that_does_not_fit_is_refused_with_the_sum_and_a_way_out():
         "weights 14.96 GiB (BF16) + key/value cache 5.00 GiB (one sequence of 32768 tokens" in planned.refusal.message
     )
     assert planned.refusal.message.endswith("GiB, of 18Gi")
-    assert planned.refusal.next_step == "Lower spec.limits.maxSequenceTokens to 18816 or use class l4 (24Gi)"
+    assert planned.refusal.next_step == (
+        "Set spec.precision.preset to INT8 or lower spec.limits.maxSequenceTokens to 18816 or use class l4 (24Gi)"
+    )
 
 
 def test_the_next_class_is_taken_where_the_model_does_not_fit_the_preferred_one():

@@ -18,7 +18,7 @@ from windlass_operator.api.meta import (
     Quantity,
     Tolerations,
 )
-from windlass_operator.api.patterns import COMPUTE_CAPABILITY, ENV_NAME, MODEL_URI, SERVED_NAME
+from windlass_operator.api.patterns import COMPUTE_CAPABILITY, ENV_NAME, MODEL_URI, PERCENT, SERVED_NAME
 from windlass_operator.api.rules import constrained, rule
 from windlass_operator.api.v1alpha1.canary import MOST_CANARIES, CanaryAnalysis, CanaryStatus
 from windlass_operator.api.v1alpha1.cost import Cost
@@ -128,6 +128,13 @@ POWER_NEEDS_A_GPU: Final = rule(
     "!has(self.powerProfile) || has(self.accelerator)",
     "no profile without accelerator, because CPUs have none",
     field=".powerProfile",
+)
+ALTERNATIVES_NEED_A_SHAPE: Final = rule(
+    "!has(self.precision) || !has(self.precision.alternatives) || self.precision.alternatives.size() == 0"
+    " || has(self.model.shape)",
+    "precision.alternatives together with model.shape, which tells where each of them fits",
+    found="'no model.shape'",
+    field=".precision.alternatives",
 )
 
 ENV_IS_NOT_OURS: Final = rule(
@@ -332,6 +339,25 @@ class Accelerator(ApiModel):
     ] = Allocation.DEVICE_PLUGIN
 
 
+class PrecisionAlternative(ApiModel):
+    """A number format that will do where the preferred one finds no room."""
+
+    preset: Annotated[PrecisionPreset, Field(description="The format.")]
+    max_quality_loss_percent: Annotated[
+        str | None,
+        Field(max_length=20, pattern=PERCENT, description='Largest loss of quality that is acceptable, such as "0.8".'),
+    ] = None
+    quality_loss_percent: Annotated[
+        str | None,
+        Field(
+            max_length=20,
+            pattern=PERCENT,
+            description="Loss that was measured for this model, as calibration reports it. Without it an alternative "
+            "with maxQualityLossPercent is not used.",
+        ),
+    ] = None
+
+
 class Precision(ApiModel):
     """Number formats."""
 
@@ -342,6 +368,15 @@ class Precision(ApiModel):
             "the recipe in the model's folder, or round the weights at load.",
         ),
     ] = PrecisionPreset.AUTO
+    alternatives: Annotated[
+        list[PrecisionAlternative],
+        Field(
+            max_length=4,
+            description="Formats to step down to, in this order, where memory or quota of a class has no room for the "
+            "preset; the service returns once there is room. Needs spec.model.shape.",
+            json_schema_extra=constrained(list_type="map", keys=("preset",)),
+        ),
+    ] = Field(default_factory=list)
 
 
 class Cache(ApiModel):
@@ -513,7 +548,11 @@ class InferenceServiceSpec(ApiModel):
 
     model_config = ConfigDict(
         json_schema_extra=constrained(
-            ONE_OWNER_OF_REPLICAS, FLOOR_CAN_HOLD, FLOOR_CAN_HOLD_WHEN_SCALED_IN, POWER_NEEDS_A_GPU
+            ONE_OWNER_OF_REPLICAS,
+            FLOOR_CAN_HOLD,
+            FLOOR_CAN_HOLD_WHEN_SCALED_IN,
+            POWER_NEEDS_A_GPU,
+            ALTERNATIVES_NEED_A_SHAPE,
         )
     )
 
