@@ -56,6 +56,19 @@ class Canary:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class TenantRates:
+    """How much a tenant, or one of its services, may be asked for through all gateways; None: as much as it likes."""
+
+    tenant: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Tokens of prompts and of answers together."""
+    concurrent_requests: int | None = None
+    burst_s: float = 60.0
+    """Seconds' worth of each rate that a tenant which was quiet for as long may use at once."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Route:
     """One InferenceService as the gateway sees it."""
 
@@ -76,19 +89,8 @@ class Route:
     """Longest time that a request may wait for a first replica, in seconds; 0: answered 503 at once."""
     max_held: int = 0
     """Requests that may wait so in one gateway."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TenantRates:
-    """How much a tenant may ask for over all its services and all gateways; None: as much as it likes."""
-
-    tenant: str
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    """Tokens of prompts and of answers together."""
-    concurrent_requests: int | None = None
-    burst_s: float = 60.0
-    """Seconds' worth of each rate that a tenant which was quiet for as long may use at once."""
+    rates: TenantRates | None = None
+    """Limits of this service, beside those of its tenant."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ def _parse_route(data: dict[str, Any]) -> Route:
     values["key_digests"] = tuple(data["key_digests"])
     values["replicas"] = _parse_replicas(data["replicas"])
     values["canaries"] = tuple(_parse_canary(item) for item in data.get("canaries", ()))
+    values["rates"] = _parse_rates(data["rates"]) if data.get("rates") is not None else None
     return Route(**values)
 
 

@@ -111,15 +111,15 @@ def body_too_large(limit_bytes: int) -> Problem:
     return Problem(413, "invalid_request_error", "request_too_large", f"expected a body of at most {limit_bytes} bytes")
 
 
-def over_limit(tenant: str, found: OverLimit) -> Problem:
-    """Answer for a tenant that has used up one of its limits: 429 as OpenAI's clients know it."""
+def over_limit(whose: str, found: OverLimit) -> Problem:
+    """Answer to a request beyond a limit: 429 as OpenAI's clients know it."""
     what = {
         Limit.REQUESTS: f"{found.allowed} requests per minute",
         Limit.TOKENS: f"{found.allowed} tokens per minute",
         Limit.CONCURRENCY: f"{found.allowed} requests at once",
     }[found.limit]
     kind = "tokens" if found.limit is Limit.TOKENS else "requests"
-    limit = f"Tenant {tenant} may use {what} ({found.limit})"
+    limit = f"{whose} may use {what} ({found.limit})"
     headers = rate_headers.render_readings(found.readings)
     if math.isinf(found.retry_after_s):
         message = f"{limit}; this request alone needs about {found.asked}: shorten it"

@@ -9,6 +9,8 @@ cost more than was reserved leaves a debt, which is paid off before anything els
 
 and nobody who waits as long as a refusal says, and is alone, is refused again.
 
+A request is counted by several accounts, its tenant's and perhaps its service's: all of them let it in, or none does.
+
 Several gateways do not talk to each other: each grants its equal part of every limit (`divide_rates`).
 """
 
@@ -56,6 +58,8 @@ Readings = Mapping[Limit, Reading]
 class OverLimit:
     """Why a tenant has to wait."""
 
+    account: str
+    """Whose limit: a tenant's name, or `namespace/service`."""
     limit: Limit
     allowed: int
     """The figure of the Tenant, over all gateways."""
@@ -113,8 +117,9 @@ class Bucket:
 
 @dataclasses.dataclass(slots=True)
 class _Account:
-    """What one tenant uses through this gateway."""
+    """What one tenant or service uses through this gateway."""
 
+    name: str
     rates: TenantRates
     """As the Tenant has them, for messages."""
     requests: Bucket | None = None
@@ -139,107 +144,122 @@ class _Account:
             found[Limit.TOKENS] = _read(self.tokens, self.rates.tokens_per_minute)
         return found
 
+    def refuse(self, limit: Limit, wait_s: float, asked: int = 1) -> OverLimit:
+        """Say that this limit keeps a request out."""
+        allowed = {
+            Limit.REQUESTS: self.rates.requests_per_minute,
+            Limit.TOKENS: self.rates.tokens_per_minute,
+            Limit.CONCURRENCY: self.rates.concurrent_requests,
+        }[limit]
+        return OverLimit(self.name, limit, allowed or 0, wait_s, asked, self.read())
+
     def is_idle(self) -> bool:
         """Whether forgetting it changes nothing."""
         return not self.running and all(bucket.level >= bucket.burst for bucket in self.buckets)
 
 
 class Ticket:
-    """One request that was let in. Call `leave` exactly once, whatever happens."""
+    """One request that was let in. Call `leave` or `undo`, once, whatever happens."""
 
-    __slots__ = ("_account", "_left", "_reserved", "_reserved_from")
+    __slots__ = ("_accounts", "_left", "_reserved")
 
-    def __init__(self, account: _Account) -> None:
-        self._account = account
-        self._reserved = 0.0
-        self._reserved_from: Bucket | None = None
+    def __init__(self, accounts: tuple[_Account, ...]) -> None:
+        self._accounts = accounts
+        self._reserved: list[tuple[Bucket, float]] = []
         self._left = False
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether the tenant has a limit of tokens."""
-        return self._account.tokens is not None
+        """Whether there is a limit of tokens."""
+        return any(account.tokens is not None for account in self._accounts)
 
     def reserve(self, least: int, likely: int, now_s: float) -> OverLimit | None:
-        """Set tokens aside, once: `likely` of them, or as many as the bucket ever holds. None: it is done.
+        """Set tokens aside, once: `likely` of them, or as many as a bucket ever holds. None: it is done.
 
         A request whose `least` (its prompt) is more than that is refused for good.
         """
-        account = self._account
-        bucket = account.tokens
-        if bucket is None:
-            return None
-        assert self._reserved_from is None, "tokens are reserved once"
-        bucket.fill(now_s)
-        amount = float(least) if least > bucket.burst else min(float(likely), bucket.burst)
-        wait_s = bucket.wait_s(amount)
-        if wait_s > 0:
-            return OverLimit(
-                Limit.TOKENS, account.rates.tokens_per_minute or 0, wait_s, math.ceil(amount), account.read()
-            )
-        bucket.take(amount)
-        self._reserved, self._reserved_from = amount, bucket
+        assert not self._reserved, "tokens are reserved once"
+        wanted: list[tuple[Bucket, float]] = []
+        for account in self._accounts:
+            bucket = account.tokens
+            if bucket is None:
+                continue
+            bucket.fill(now_s)
+            amount = float(least) if least > bucket.burst else min(float(likely), bucket.burst)
+            wait_s = bucket.wait_s(amount)
+            if wait_s > 0:
+                return account.refuse(Limit.TOKENS, wait_s, math.ceil(amount))
+            wanted.append((bucket, amount))
+        for bucket, amount in wanted:
+            bucket.take(amount)
+        self._reserved = wanted
         return None
 
     def leave(self, used_tokens: int, now_s: float) -> None:
         """The request is over and cost this many tokens; the difference is given back, or owed."""
         assert not self._left, "a ticket leaves once"
         self._left = True
-        self._account.running -= 1
-        bucket = self._reserved_from
-        if bucket is None:
-            return
-        bucket.fill(now_s)
-        if used_tokens > self._reserved:
-            bucket.take(used_tokens - self._reserved)
-        else:
-            bucket.give_back(self._reserved - used_tokens)
+        for account in self._accounts:
+            account.running -= 1
+        for bucket, reserved in self._reserved:
+            bucket.fill(now_s)
+            if used_tokens > reserved:
+                bucket.take(used_tokens - reserved)
+            else:
+                bucket.give_back(reserved - used_tokens)
 
     def undo(self, now_s: float) -> None:
         """The request never reached a replica: it counts for nothing."""
         self.leave(0, now_s)
-        if self._account.requests is not None:
-            self._account.requests.fill(now_s)
-            self._account.requests.give_back(1.0)
+        for account in self._accounts:
+            if account.requests is not None:
+                account.requests.fill(now_s)
+                account.requests.give_back(1.0)
 
     def readings(self, now_s: float) -> Readings:
-        """The tenant's rates as they are now."""
-        self._account.fill(now_s)
-        return self._account.read()
+        """The rates as they are now; of two of a kind the one with less left."""
+        found: dict[Limit, Reading] = {}
+        for account in self._accounts:
+            account.fill(now_s)
+            for limit, reading in account.read().items():
+                known = found.get(limit)
+                if known is None or reading.remaining < known.remaining:
+                    found[limit] = reading
+        return found
 
 
 class Limiter:
-    """The accounts of all tenants at one gateway of several. Used from one event loop only."""
+    """The accounts of all tenants and services at one gateway of several. Used from one event loop only."""
 
     def __init__(self, gateways: int = 1) -> None:
         self._gateways = gateways
         self._rates: Mapping[str, TenantRates] = {}
         self._accounts: dict[str, _Account] = {}
 
-    def replace_rates(self, rates: Iterable[TenantRates], now_s: float) -> None:
-        """Go on under a new table. Accounts of tenants without limits are forgotten once nothing of theirs runs."""
-        self._rates = {item.tenant: item for item in rates}
-        for tenant, account in list(self._accounts.items()):
+    def replace_rates(self, rates: Mapping[str, TenantRates], now_s: float) -> None:
+        """Go on under a new table, by account. Accounts without limits are forgotten once nothing of theirs runs."""
+        self._rates = rates
+        for name, account in list(self._accounts.items()):
             account.fill(now_s)
-            self._fit(account, self._rates.get(tenant, _NO_LIMITS), now_s)
-            if tenant not in self._rates and account.is_idle():
-                del self._accounts[tenant]
+            self._fit(account, self._rates.get(name, _NO_LIMITS), now_s)
+            if name not in self._rates and account.is_idle():
+                del self._accounts[name]
 
-    def enter(self, tenant: str, now_s: float) -> Ticket | OverLimit:
-        """Let one request of a tenant in, or say which limit keeps it out; a refusal costs nothing."""
-        account = self._account(tenant, now_s)
-        account.fill(now_s)
-        if account.most_running is not None and account.running >= account.most_running:
-            allowed = account.rates.concurrent_requests or 0
-            return OverLimit(Limit.CONCURRENCY, allowed, _BUSY_RETRY_S, readings=account.read())
-        if account.requests is not None:
-            wait_s = account.requests.wait_s(1.0)
+    def enter(self, names: Iterable[str], now_s: float) -> Ticket | OverLimit:
+        """Let one request in that counts for these accounts, or say what keeps it out; a refusal costs nothing."""
+        accounts = tuple(self._account(name, now_s) for name in names)
+        for account in accounts:
+            account.fill(now_s)
+            if account.most_running is not None and account.running >= account.most_running:
+                return account.refuse(Limit.CONCURRENCY, _BUSY_RETRY_S)
+            wait_s = account.requests.wait_s(1.0) if account.requests is not None else 0.0
             if wait_s > 0:
-                allowed = account.rates.requests_per_minute or 0
-                return OverLimit(Limit.REQUESTS, allowed, wait_s, readings=account.read())
-            account.requests.take(1.0)
-        account.running += 1
-        return Ticket(account)
+                return account.refuse(Limit.REQUESTS, wait_s)
+        for account in accounts:
+            account.running += 1
+            if account.requests is not None:
+                account.requests.take(1.0)
+        return Ticket(accounts)
 
     def check(self) -> None:
         """Assert the invariants; for tests."""
@@ -247,14 +267,14 @@ class Limiter:
             assert account.running >= 0
             assert all(bucket.level <= bucket.burst for bucket in account.buckets)
 
-    def _account(self, tenant: str, now_s: float) -> _Account:
-        rates = self._rates.get(tenant)
+    def _account(self, name: str, now_s: float) -> _Account:
+        rates = self._rates.get(name)
         if rates is None:
             # Nobody limits it, so nothing has to be remembered beyond this request.
-            return self._accounts.get(tenant) or _Account(_NO_LIMITS)
-        account = self._accounts.get(tenant)
+            return self._accounts.get(name) or _Account(name, _NO_LIMITS)
+        account = self._accounts.get(name)
         if account is None:
-            account = self._accounts[tenant] = _Account(rates)
+            account = self._accounts[name] = _Account(name, rates)
             self._fit(account, rates, now_s)
         return account
 

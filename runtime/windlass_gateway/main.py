@@ -226,7 +226,7 @@ class Gateway:
 
     def _adopt(self, directory: Directory) -> None:
         """Go by new limits, and drop what is remembered of replicas and routes that left."""
-        self._turnstile.replace_rates(directory.rates)
+        self._turnstile.adopt(directory)
         routes = directory.routes.values()
         tried = {replica for route in routes for canary in route.canaries for replica in canary.replicas}
         self.picker.keep_only({*tried, *(replica for route in routes for replica in route.replicas)})

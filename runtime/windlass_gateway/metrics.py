@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from windlass_contract import metric_names
 from windlass_contract.endpoints import Route
-from windlass_gateway.limits import Limit
 from windlass_gateway.meter import Usage
 
 CONTENT_TYPE: Final = prometheus_client.CONTENT_TYPE_LATEST
@@ -60,7 +59,7 @@ class Metrics:
         )
         self._limited = Counter(
             metric_names.GATEWAY_LIMITED_TOTAL,
-            "Requests answered 429 because the tenant had used up one of its limits.",
+            "Requests answered 429 because a limit of the tenant or the service was used up.",
             (*labels, "limit"),
             registry=self.registry,
         )
@@ -98,9 +97,9 @@ class Metrics:
             if route.canaries:
                 self._shares.labels(*labels[:2], outcome.canary, str(outcome.status)).inc()
 
-    def limited(self, route: Route, limit: Limit) -> None:
-        """Count a request that a limit of its tenant kept out."""
-        self._limited.labels(*self._labels(route), limit.value).inc()
+    def limited(self, route: Route, limit: str) -> None:
+        """Count a request that a limit kept out; the field of spec.rates that sets it."""
+        self._limited.labels(*self._labels(route), limit).inc()
 
     def count_tokens(self, route: Route, usage: Usage) -> None:
         """Count what one answer cost."""

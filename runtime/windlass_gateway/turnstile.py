@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from windlass_contract.endpoints import Route, TenantRates
+from windlass_contract.endpoints import Route
 from windlass_gateway import answers, demand, rate_headers
 from windlass_gateway.limits import Limiter, OverLimit, Ticket
 from windlass_gateway.meter import TokenMeter, Usage
 from windlass_gateway.metrics import Metrics
+from windlass_gateway.tenants import Directory
 
 
 class Visit:
@@ -77,14 +78,17 @@ class Turnstile:
         self._metrics = metrics
         self._limiter = Limiter(gateways)
 
-    def replace_rates(self, rates: tuple[TenantRates, ...]) -> None:
+    def adopt(self, directory: Directory) -> None:
         """Go on under a new table."""
+        rates = {item.tenant: item for item in directory.rates}
+        rates |= {account_of(route): route.rates for route in directory.routes.values() if route.rates is not None}
         self._limiter.replace_rates(rates, _now_s())
 
     @contextmanager
     def enter(self, route: Route) -> Iterator[Visit]:
         """Let one request in while the block runs. Raises Refused."""
-        ticket = self._limiter.enter(route.tenant, _now_s())
+        # A tenant's name holds no slash, so it never is that of a service.
+        ticket = self._limiter.enter((route.tenant, account_of(route)), _now_s())
         if isinstance(ticket, OverLimit):
             raise _refuse(route, ticket, self._metrics)
         visit = Visit(ticket, route, self._metrics)
@@ -105,9 +109,16 @@ class Turnstile:
             visit.undo()
 
 
+def account_of(route: Route) -> str:
+    """Name of a service's own account."""
+    return f"{route.namespace}/{route.service}"
+
+
 def _refuse(route: Route, over: OverLimit, metrics: Metrics) -> answers.Refused:
-    metrics.limited(route, over.limit)
-    return answers.Refused(answers.over_limit(route.tenant, over))
+    of_service = over.account == account_of(route)
+    metrics.limited(route, f"services.{over.limit}" if of_service else over.limit)
+    whose = f"Service {over.account}" if of_service else f"Tenant {over.account}"
+    return answers.Refused(answers.over_limit(whose, over))
 
 
 def _now_s() -> float:

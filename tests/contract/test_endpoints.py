@@ -8,6 +8,14 @@ from hypothesis import strategies as st
 
 from windlass_contract.endpoints import Replica, Route, RoutingTable, RoutingTableError, TenantRates, digest_key
 
+rates = st.builds(
+    TenantRates,
+    tenant=st.text(),
+    requests_per_minute=st.none() | st.integers(1),
+    tokens_per_minute=st.none() | st.integers(1),
+    concurrent_requests=st.none() | st.integers(1),
+    burst_s=st.floats(1, 3600),
+)
 routes = st.builds(
     Route,
     namespace=st.text(),
@@ -16,14 +24,7 @@ routes = st.builds(
     key_digests=st.lists(st.text(), max_size=3).map(tuple),
     replicas=st.lists(st.builds(Replica, name=st.text(), url=st.text()), max_size=3).map(tuple),
     request_timeout_s=st.floats(0.1, 1e6),
-)
-rates = st.builds(
-    TenantRates,
-    tenant=st.text(),
-    requests_per_minute=st.none() | st.integers(1),
-    tokens_per_minute=st.none() | st.integers(1),
-    concurrent_requests=st.none() | st.integers(1),
-    burst_s=st.floats(1, 3600),
+    rates=st.none() | rates,
 )
 
 

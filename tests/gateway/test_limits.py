@@ -18,20 +18,20 @@ NEAR = 1e-6
 def build_limiter(gateways: int = 1, now_s: float = 0.0, **rates: float) -> Limiter:
     """A limiter with one limited tenant, acme."""
     limiter = Limiter(gateways)
-    limiter.replace_rates([TenantRates("acme", **rates)], now_s)  # type: ignore[arg-type]
+    limiter.replace_rates({"acme": TenantRates("acme", **rates)}, now_s)  # type: ignore[arg-type]
     return limiter
 
 
 def let_in(limiter: Limiter, now_s: float = 0.0) -> Ticket:
     """A request that the limits must not keep out."""
-    ticket = limiter.enter("acme", now_s)
+    ticket = limiter.enter(["acme"], now_s)
     assert isinstance(ticket, Ticket)
     return ticket
 
 
 def kept_out(limiter: Limiter, now_s: float = 0.0) -> OverLimit:
     """A request that a limit must keep out."""
-    refusal = limiter.enter("acme", now_s)
+    refusal = limiter.enter(["acme"], now_s)
     assert isinstance(refusal, OverLimit)
     return refusal
 
@@ -51,7 +51,7 @@ def test_a_minutes_worth_of_requests_may_come_at_once_and_then_one_per_interval(
 def test_a_shorter_burst_spreads_requests_out() -> None:
     limiter = build_limiter(requests_per_minute=60, burst_s=2)
 
-    passed = [isinstance(limiter.enter("acme", 0.0), Ticket) for _ in range(4)]
+    passed = [isinstance(limiter.enter(["acme"], 0.0), Ticket) for _ in range(4)]
 
     assert passed == [True, True, False, False]
 
@@ -100,7 +100,7 @@ def test_a_debt_is_paid_off_before_anything_else_is_let_in() -> None:
 
     refusal = let_in(limiter).reserve(10, 10, 0.0)
 
-    assert refusal == OverLimit(Limit.TOKENS, 60, pytest.approx(110.0), 10)  # type: ignore[arg-type]
+    assert refusal == OverLimit("acme", Limit.TOKENS, 60, pytest.approx(110.0), 10)  # type: ignore[arg-type]
     assert let_in(limiter, 111.0).reserve(10, 10, 111.0) is None
 
 
@@ -110,16 +110,17 @@ def test_a_prompt_that_never_fits_is_refused_for_good_and_a_long_answer_is_not()
     hopeless = let_in(limiter).reserve(101, 101, 0.0)
     chatty = let_in(limiter).reserve(50, 5000, 0.0)
 
-    assert hopeless == OverLimit(Limit.TOKENS, 100, math.inf, 101)
+    assert hopeless == OverLimit("acme", Limit.TOKENS, 100, math.inf, 101)
     assert chatty is None
 
 
 def test_tenants_do_not_share_limits_and_one_without_limits_has_none() -> None:
     limiter = Limiter()
-    limiter.replace_rates([TenantRates("acme", requests_per_minute=1), TenantRates("rival", requests_per_minute=1)], 0)
+    one = TenantRates("", requests_per_minute=1)
+    limiter.replace_rates({"acme": one, "rival": one}, 0)
     let_in(limiter)
 
-    others = [limiter.enter("rival", 0.0), *(limiter.enter("free", 0.0) for _ in range(100))]
+    others = [limiter.enter(["rival"], 0.0), *(limiter.enter(["free"], 0.0) for _ in range(100))]
 
     kept_out(limiter)
     assert all(isinstance(ticket, Ticket) for ticket in others)
@@ -129,15 +130,15 @@ def test_new_limits_hold_at_once_and_raise_nobody_to_a_full_bucket() -> None:
     limiter = build_limiter(requests_per_minute=60)
     running = [let_in(limiter) for _ in range(60)]
 
-    limiter.replace_rates([TenantRates("acme", requests_per_minute=600, concurrent_requests=10)], 0.0)
+    limiter.replace_rates({"acme": TenantRates("acme", 600, None, 10)}, 0.0)
     over = kept_out(limiter)
     for ticket in running:
         ticket.leave(0, 0.0)
 
     assert over.limit is Limit.CONCURRENCY
     assert kept_out(limiter).retry_after_s == pytest.approx(0.1)
-    limiter.replace_rates([], 0.0)
-    assert all(isinstance(limiter.enter("acme", 0.0), Ticket) for _ in range(1000))
+    limiter.replace_rates({}, 0.0)
+    assert all(isinstance(limiter.enter(["acme"], 0.0), Ticket) for _ in range(1000))
 
 
 @given(st.integers(1, 50), st.integers(1, 10_000), st.integers(1, 10_000), st.integers(1, 1000))
@@ -148,6 +149,30 @@ def test_gateways_together_grant_what_the_tenant_may_use(gateways: int, requests
     assert part.tokens_per_minute == pytest.approx(tokens / gateways)
     assert part.concurrent_requests is not None
     assert part.concurrent_requests * gateways <= max(most, gateways)
+
+
+def test_a_request_is_within_the_limits_of_its_tenant_and_of_its_service_or_costs_neither() -> None:
+    limiter = Limiter()
+    limiter.replace_rates(
+        {"acme": TenantRates("acme", 10, 1000), "team/chat": TenantRates("acme", 2, 100, concurrent_requests=3)}, 0.0
+    )
+    chat, code = ("acme", "team/chat"), ("acme", "team/code")
+
+    first, second = (limiter.enter(chat, 0.0) for _ in range(2))
+    third = limiter.enter(chat, 0.0)
+    other = limiter.enter(code, 0.0)
+    assert isinstance(first, Ticket)
+    assert isinstance(second, Ticket)
+    assert isinstance(other, Ticket)
+    fits, too_much = first.reserve(60, 60, 0.0), second.reserve(60, 60, 0.0)
+
+    assert third == OverLimit("team/chat", Limit.REQUESTS, 2, pytest.approx(30.0))  # type: ignore[arg-type]
+    assert (fits, too_much) == (None, OverLimit("team/chat", Limit.TOKENS, 100, pytest.approx(12.0), 60))  # type: ignore[arg-type]
+    assert other.readings(0.0)[Limit.REQUESTS].remaining == 7, "what the service refused does not count for the tenant"
+    assert other.readings(0.0)[Limit.TOKENS].remaining == 940
+    assert first.readings(0.0)[Limit.TOKENS].remaining == 40, "the tighter of the two"
+    first.leave(30, 0.0)
+    assert other.readings(0.0)[Limit.TOKENS].remaining == 970
 
 
 amounts = st.integers(0, 5000)
@@ -185,7 +210,7 @@ class Traffic(RuleBasedStateMachine):
         self.now_s = 0.0
         rates = TenantRates("acme", requests, tokens, most, burst_s)
         self.limiter = Limiter(gateways)
-        self.limiter.replace_rates([rates], 0.0)
+        self.limiter.replace_rates({"acme": rates}, 0.0)
         self.part = divide_rates(rates, gateways)
         self.open: list[tuple[Ticket, float]] = []
         self.requests = 0
@@ -208,7 +233,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(prompt=st.integers(0, 2000), answer=st.integers(0, 2000))
     def ask(self, prompt: int, answer: int) -> None:
-        ticket = self.limiter.enter("acme", self.now_s)
+        ticket = self.limiter.enter(["acme"], self.now_s)
         if isinstance(ticket, OverLimit):
             return
         over = ticket.reserve(prompt, prompt + answer, self.now_s)
@@ -244,10 +269,10 @@ class Traffic(RuleBasedStateMachine):
         self.requests -= len(self.open)
         self.tokens -= sum(reserved for _, reserved in self.open)
         self.open.clear()
-        first = self.limiter.enter("acme", self.now_s)
+        first = self.limiter.enter(["acme"], self.now_s)
         if isinstance(first, OverLimit):
             self.now_s += first.retry_after_s
-            first = self.limiter.enter("acme", self.now_s)
+            first = self.limiter.enter(["acme"], self.now_s)
         assert isinstance(first, Ticket)
         over = first.reserve(1, 1, self.now_s)
         if over is not None:

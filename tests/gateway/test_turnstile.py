@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 
 import httpx2
@@ -213,6 +214,24 @@ async def test_a_limit_covers_every_service_of_the_tenant_and_no_other_tenant(
         answers = [await ask(rival) for _ in range(5)]
 
     assert all("x-ratelimit-limit-requests" not in answer.headers for answer in answers)
+
+
+async def test_a_service_may_have_limits_of_its_own(bench: BuildBench, replica: BuildReplica) -> None:
+    a = await replica("a")
+    own = dataclasses.replace(build_route([a.address]), rates=TenantRates("acme", requests_per_minute=1))
+    front = await bench(
+        own, build_route([a.address], service="code"), rates=[TenantRates("acme", requests_per_minute=9)]
+    )
+
+    async with front.client() as chat, front.client(service="code") as code:
+        first = await ask(chat)
+        with pytest.raises(openai.RateLimitError, match="Service team/chat may use 1 requests per minute"):
+            await ask(chat)
+        other = await ask(code)
+
+    assert first.headers["x-ratelimit-limit-requests"] == "1"
+    assert other.headers["x-ratelimit-remaining-requests"] == "7"
+    assert 'limited_total{limit="services.requestsPerMinute"' in front.gateway.metrics.render().decode()
 
 
 async def test_a_client_cannot_charge_another_tenant(bench: BuildBench, replica: BuildReplica) -> None:

@@ -90,6 +90,10 @@ def _lends(limit: object) -> Manifest:
     return tenant_of({"cohort": "research", "quota.gpus": [listed]})
 
 
+def _service_rates(limits: Manifest) -> Manifest:
+    return tenant_of({"rates": {"services": [{"namespace": "team-acme", "name": "chat", **limits}]}})
+
+
 def _scaled(minimum: int, maximum: int, floor: int = 1) -> Manifest:
     return service({"scaling": {"minReplicas": minimum, "maxReplicas": maximum}, "rollout.minAvailable": floor})
 
@@ -576,6 +580,16 @@ _TENANT_CASES = (
             for limit in ("borrowingLimit", "lendingLimit")
             for cohort in ({}, {"cohort": ""})
         ),
+    ),
+    RuleCase(
+        "rates of a service limit something",
+        tenant.SERVICE_RATES_LIMIT_SOMETHING,
+        "spec.rates.services[0]",
+        (
+            _service_rates({"requestsPerMinute": 1}),
+            _service_rates({"tokensPerMinute": 1_000_000_000, "concurrentRequests": 1}),
+        ),
+        (_service_rates({}),),
     ),
     RuleCase(
         "key digests are distinct",

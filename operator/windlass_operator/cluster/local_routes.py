@@ -11,7 +11,7 @@ from windlass_contract.endpoints import Canary, Replica, Route, RoutingTable, di
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.canary_plan import canary_key
-from windlass_operator.domain.rates import plan_rates
+from windlass_operator.domain.rates import plan_rates, rates_of_service
 from windlass_operator.domain.routes import hold_of, routed_canaries
 from windlass_operator.domain.snapshot import Key
 from windlass_operator.domain.tenancy import tenant_of
@@ -73,6 +73,7 @@ def _route(
         replicas,
         hold_s=float(hold.timeout_seconds) if hold else 0.0,
         max_held=hold.max_requests if hold else 0,
+        rates=rates_of_service(key, tenant) if tenant is not None else None,
     )
 
 

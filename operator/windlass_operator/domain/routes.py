@@ -14,7 +14,7 @@ from windlass_operator.api.v1alpha1.scaling import Hold
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.canary import find_status
 from windlass_operator.domain.canary_plan import object_name
-from windlass_operator.domain.rates import plan_rates
+from windlass_operator.domain.rates import plan_rates, rates_of_service
 from windlass_operator.domain.schedule import lowest_minimum
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.domain.tenancy import owners
@@ -50,6 +50,7 @@ def _route(key: Key, tenant: Tenant, service: InferenceService) -> Route:
         endpoints=key.name,
         hold_s=float(hold.timeout_seconds) if hold else 0.0,
         max_held=hold.max_requests if hold else 0,
+        rates=rates_of_service(key, tenant),
     )
 
 

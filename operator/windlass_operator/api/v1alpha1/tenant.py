@@ -61,6 +61,27 @@ KEYS_ARE_DISTINCT: Final = rule(
 )
 
 
+SERVICE_RATES_LIMIT_SOMETHING: Final = rule(
+    "has(self.requestsPerMinute) || has(self.tokensPerMinute) || has(self.concurrentRequests)",
+    "requestsPerMinute, tokensPerMinute or concurrentRequests",
+    found="'none of them'",
+)
+
+RequestsPerMinute = Annotated[int | None, Field(ge=1, le=10_000_000, description="Requests per minute, of any kind.")]
+TokensPerMinute = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=1_000_000_000,
+        description="Tokens per minute, of prompts and answers together: estimated when a request comes, corrected "
+        "once its answer is there.",
+    ),
+]
+ConcurrentRequests = Annotated[
+    int | None, Field(ge=1, le=1_000_000, description="Requests that may run or stream at once.")
+]
+
+
 class Isolation(enum.StrEnum):
     """Who may open connections to the tenant's pods."""
 
@@ -203,24 +224,24 @@ class Access(ApiModel):
     ] = Field(default_factory=list)
 
 
-class Rates(ApiModel):
-    """How much the tenant's clients may ask of the gateway, over all its services; a limit that is not set is none."""
+class ServiceRates(ApiModel):
+    """Limits of one service, beside those of the tenant."""
 
-    requests_per_minute: Annotated[
-        int | None, Field(ge=1, le=10_000_000, description="Requests per minute, of any kind.")
-    ] = None
-    tokens_per_minute: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=1_000_000_000,
-            description="Tokens per minute, of prompts and answers together: estimated when a request comes, corrected "
-            "once its answer is there.",
-        ),
-    ] = None
-    concurrent_requests: Annotated[
-        int | None, Field(ge=1, le=1_000_000, description="Requests that may run or stream at once.")
-    ] = None
+    model_config = ConfigDict(json_schema_extra=constrained(SERVICE_RATES_LIMIT_SOMETHING))
+
+    namespace: Annotated[DnsLabel, Field(description="Namespace of the InferenceService.")]
+    name: Annotated[DnsLabel, Field(description="Its name.")]
+    requests_per_minute: RequestsPerMinute = None
+    tokens_per_minute: TokensPerMinute = None
+    concurrent_requests: ConcurrentRequests = None
+
+
+class Rates(ApiModel):
+    """How much the tenant's clients may ask of the gateway, over all services; a limit that is not set is none."""
+
+    requests_per_minute: RequestsPerMinute = None
+    tokens_per_minute: TokensPerMinute = None
+    concurrent_requests: ConcurrentRequests = None
     burst_seconds: Annotated[
         int,
         Field(
@@ -229,6 +250,14 @@ class Rates(ApiModel):
             description="Seconds' worth of each rate that a tenant which was quiet for as long may use at once.",
         ),
     ] = 60
+    services: Annotated[
+        list[ServiceRates],
+        Field(
+            max_length=256,
+            description="Limits of single services, beside those above: a request has to be within both.",
+            json_schema_extra=constrained(list_type="map", keys=("namespace", "name")),
+        ),
+    ] = Field(default_factory=list)
 
 
 class TenantSpec(ApiModel):
