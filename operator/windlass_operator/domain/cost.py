@@ -190,9 +190,12 @@ def describe_cost(spending: float, figures: Figures, currency: str, now: str) ->
 def renew_cost(previous: Cost | None, fresh: Cost | None) -> Cost | None:
     """Decide which figures a status shows: the present ones stay until they are old and wrong.
 
-    Tokens that cannot be read now leave the figures as they are; those that are known at last are shown at once.
+    What has never cost anything shows nothing, and what begins to cost shows it at once. Tokens that cannot be read now
+    leave the figures as they are; those that are known at last are shown at once too.
     """
-    if previous is None or fresh is None or previous.currency != fresh.currency:
+    if fresh is None or (previous is None and float(fresh.per_hour) == 0):
+        return None
+    if previous is None or previous.currency != fresh.currency or float(previous.per_hour) == 0 < float(fresh.per_hour):
         return fresh
     if fresh.tokens_per_hour is None:
         kept = ("tokens_per_hour", "per_million_tokens", "measured_seconds")
