@@ -141,3 +141,30 @@ def test_an_autoscaler_may_drive_the_service_itself_through_its_scale_subresourc
         eventually(lambda: ready_pods(kube, "own-scaler"), lambda ready: ready >= 4, timeout_s=120)
     finally:
         kube.delete("autoscaling/v2", "HorizontalPodAutoscaler", "theirs", "team-a")
+
+
+def test_a_second_autoscaler_on_the_same_pods_is_named_and_nobody_scales(kube: KubeClient, metrics: MetricsApi) -> None:
+    """Kubernetes stops both; silence about it would leave a fleet that never scales again."""
+    kube.apply(service("contested", scaling=SCALED))
+    wait_ready(kube, "contested", timeout_s=60)
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "contested"}
+    pods_metric = {"metric": {"name": WAITING}, "target": {"type": "AverageValue", "averageValue": "4"}}
+    spec = {"scaleTargetRef": target, "maxReplicas": 9, "metrics": [{"type": "Pods", "pods": pods_metric}]}
+    metadata = {"name": "theirs", "namespace": "team-a"}
+    hpa = {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": metadata, "spec": spec}
+    kube.apply(hpa)
+    try:
+        found = eventually(
+            lambda: condition(kube, "contested", kind="ScalingActive"),
+            lambda item: item.get("reason") == "ForeignScaler",
+            timeout_s=60,
+        )
+        assert (found["status"], "theirs" in found["message"]) == ("False", True)
+        assert deployment(kube, "contested")["spec"]["replicas"] == 2
+    finally:
+        kube.delete("autoscaling/v2", "HorizontalPodAutoscaler", "theirs", "team-a")
+    eventually(
+        lambda: condition(kube, "contested", kind="ScalingActive"),
+        lambda item: item.get("status") == "True",
+        timeout_s=60,
+    )
