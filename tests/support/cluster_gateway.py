@@ -29,6 +29,8 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 GATEWAY = "windlass-gateway"
 SYSTEM = "windlass-system"
+SIMULATED = "simulated"
+"""The model that simulated replicas answer to."""
 
 
 @dataclass
@@ -129,7 +131,7 @@ class ClusterGateway:
         """POST a small completion; status, body and headers of the answer."""
         sent = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-        body = json.dumps({"model": path.split("/")[1], "prompt": "hello", "max_tokens": 4}).encode()
+        body = json.dumps({"model": SIMULATED, "prompt": "hello", "max_tokens": 4}).encode()
         request = urllib.request.Request(f"{self.url}/{path}/v1/completions", data=body, headers=sent)
         try:
             with urllib.request.urlopen(request, timeout=20) as answer:

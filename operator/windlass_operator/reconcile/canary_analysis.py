@@ -45,9 +45,6 @@ class CanaryAnalyst:
         self, key: Key, service: InferenceService, snapshot: Snapshot, now: datetime.datetime
     ) -> InferenceService:
         """Return the service with its canaries judged by what was measured, and start the measurements that are due."""
-        if not service.spec.canaries:
-            self.forget(key)
-            return service
         stamp = _stamp(now)
         self._drop_outdated(key, service)
         readings = {

@@ -45,7 +45,7 @@ from windlass_operator.reconcile.coldness import ColdnessKeeper
 from windlass_operator.reconcile.costs import CostBook, CostKeeper, CostMetrics, ReadTokens
 from windlass_operator.reconcile.fleet_metrics import GpuClassCollector
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, Backoff, KeyedQueue, Rate
-from windlass_operator.reconcile.reconciler import Reconciler, Workers
+from windlass_operator.reconcile.reconciler import Reconciler, Result, Workers
 from windlass_operator.reconcile.routes import RoutePublisher
 from windlass_operator.reconcile.wake import keys_to_wake
 from windlass_operator.render.fleet import render_fleet
@@ -116,6 +116,12 @@ class Operator:
         await self.audit.filled.wait()
         await self.discovered.wait()
         await self.leadership.wait()
+
+    def note_reconcile(self, key: Key, result: Result, seconds: float) -> None:
+        """Count a reconcile. Its writes come back as replies and wake nobody, but routes depend on canaries' status."""
+        self.metrics.observe_reconcile(key, result, seconds)
+        if self.routes is not None and result is Result.CHANGED:
+            self.routes.touch()
 
     def take_over(self) -> None:
         """This process leads now: what failed for want of a lease or a server need not wait longer."""
@@ -237,7 +243,7 @@ def build_operator(
         queue,
         may_work=lambda: parts[0].wait_for_work(),
         clock=clock,
-        observe=metrics.observe_reconcile,
+        observe=lambda *done: parts[0].note_reconcile(*done),
     )
     metrics.registry.register(CostMetrics(book, cluster.picture, settings.fleet.currency))
     costs = CostKeeper(

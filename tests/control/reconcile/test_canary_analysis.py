@@ -164,6 +164,20 @@ async def test_a_measurement_of_an_older_spec_does_not_judge_the_new_one() -> No
     assert world.service.status.canaries[0].reason == "AnalysisStarted"
 
 
+async def test_a_canary_that_left_the_spec_leaves_the_state() -> None:
+    world = World(ScriptedMeter())
+    world.meter.may_answer.clear()
+    world.look(0)
+    world.look(60)
+    world.service = build_service().model_copy(update={"status": world.service.status})
+
+    world.look(61)
+    await settle()
+
+    assert world.service.status.canaries == []
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("measure")]
+
+
 async def test_a_service_that_is_gone_leaves_nothing_behind() -> None:
     world = World(ScriptedMeter())
     world.meter.may_answer.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
@@ -14,6 +15,7 @@ from windlass_operator import errors
 from windlass_operator.cluster.kubernetes_access import Access
 from windlass_operator.domain.snapshot import Key
 from windlass_operator.reconcile import process
+from windlass_operator.reconcile.reconciler import Result
 from windlass_operator.settings import OperatorSettings
 
 CHAT = Key("InferenceService", "ns", "chat")
@@ -43,6 +45,17 @@ async def test_an_event_about_a_service_queues_it_once(operator):
     operator.absorb("MODIFIED", build_service("2"))
 
     assert operator.queue.depth == 1
+
+
+async def test_a_reconcile_that_wrote_brings_the_routes_up_to_date(operator):
+    touched = []
+    operator.routes = SimpleNamespace(touch=lambda: touched.append(True))
+
+    operator.note_reconcile(CHAT, Result.UNCHANGED, 0.1)
+    before = len(touched)
+    operator.note_reconcile(CHAT, Result.CHANGED, 0.1)
+
+    assert (before, len(touched)) == (0, 1)
 
 
 async def test_the_echo_of_an_own_write_queues_nothing(operator):
