@@ -56,15 +56,25 @@ def _unknown_classes(loaded: Loaded) -> Iterator[Problem]:
         return
     expected = "a GPUClass of these files, " + ", ".join(known)
     for service in loaded.services:
-        for index, name in enumerate((service.spec.accelerator and service.spec.accelerator.classes) or ()):
+        for path, name in _named_classes(service):
             if name not in known:
-                path = f"spec.accelerator.classes[{index}]"
                 yield _problem(loaded, service, path, show(name) + did_you_mean(name, known), expected)
     for tenant in loaded.tenants:
         for index, quota in enumerate(tenant.spec.quota.gpus):
             if quota.name not in known:
                 path = f"spec.quota.gpus[{index}].name"
                 yield _problem(loaded, tenant, path, show(quota.name) + did_you_mean(quota.name, known), expected)
+
+
+def _named_classes(service: InferenceService) -> Iterator[tuple[str, str]]:
+    """Path and name of every GPUClass that a service and its canaries list."""
+    asked = [("spec.accelerator", service.spec.accelerator)]
+    asked += [
+        (f"spec.canaries[{index}].accelerator", item.accelerator) for index, item in enumerate(service.spec.canaries)
+    ]
+    for path, accelerator in asked:
+        for index, name in enumerate((accelerator and accelerator.classes) or ()):
+            yield f"{path}.classes[{index}]", name
 
 
 def _services_against_tenants(loaded: Loaded) -> Iterator[Problem]:
