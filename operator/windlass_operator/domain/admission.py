@@ -24,7 +24,7 @@ from windlass_operator.domain.quota_report import QuotaVerdict, explain_grant, j
 from windlass_operator.domain.quota_use import class_terms
 from windlass_operator.domain.scaling import ReplicaRange, check_scaling, replica_range
 from windlass_operator.domain.sharing import share_cohort
-from windlass_operator.domain.snapshot import Key
+from windlass_operator.domain.snapshot import Key, Workload
 from windlass_operator.domain.tenancy import check_tenancy
 
 SERVICE_KIND: Final = "InferenceService"
@@ -227,7 +227,24 @@ def _allowance(tenant: Tenant, view: FleetView) -> int | None:
 def _requests(tenant: Tenant, view: FleetView) -> list[Request]:
     """One request per GPU service of the tenant that passes its own checks, and one for what others still hold."""
     requests = (_request(key, service, tenant, view) for key, service in view.services_of(tenant).items())
-    return [request for request in requests if request is not None]
+    remnants = (_hold(key, workload, tenant) for key, workload in view.remnants_of(tenant).items() if workload.devices)
+    return [*(request for request in requests if request is not None), *remnants]
+
+
+def _hold(key: Key, workload: Workload, tenant: Tenant) -> Request:
+    """What runs without a service: pods on their way out, or a Deployment whose service cannot be read and stays."""
+    return Request(
+        key=key,
+        created="",
+        classes=(workload.gpu_class,),
+        least=0,
+        most=0,
+        devices_per_replica=max(1, workload.devices) if workload.wanted else 1,
+        held_class=workload.gpu_class,
+        held_devices=workload.devices,
+        tenant=tenant.metadata.name,
+        fixed=workload.wanted > 0,
+    )
 
 
 def _request(key: Key, service: InferenceService, tenant: Tenant, view: FleetView) -> Request | None:

@@ -76,6 +76,19 @@ class FleetView:
         """Services in the namespaces a Tenant owns."""
         return self._services.get(tenant.metadata.name, {})
 
+    def remnants_of(self, tenant: Tenant) -> Mapping[Key, Workload]:
+        """What still runs in a Tenant's namespaces for services that are gone, or that this version cannot read."""
+        return self._remnants.get(tenant.metadata.name, {})
+
+    @functools.cached_property
+    def _remnants(self) -> Mapping[str, Mapping[Key, Workload]]:
+        remnants: dict[str, dict[Key, Workload]] = {}
+        for key, workload in self.snapshot.workloads.items():
+            tenant = None if key in self.snapshot.services else self.tenant_of(key.namespace)
+            if tenant is not None:
+                remnants.setdefault(tenant.metadata.name, {})[key] = workload
+        return remnants
+
     def held_by(self, tenant: str) -> Mapping[str, int]:
         """Devices that pods of a tenant hold or wait for, per class."""
         return self._held.get(tenant, {})

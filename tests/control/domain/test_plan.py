@@ -181,6 +181,29 @@ def test_quota_counts_every_namespace_of_the_tenant_and_no_other():
     assert refusal.message == "needs 1 x h200, acme uses 2 of 2"
 
 
+def test_devices_of_a_deleted_service_stay_taken_until_its_pods_are_gone():
+    tenant, leaving = build_tenant(gpus={"h200": 2}), build_workload(0, gpu_class="h200", devices=1)
+    service = build_service(classes=["h200"], replicas=2)
+
+    waiting = plan(service, tenant, H200, workloads={"team-a/gone": leaving})
+    later = plan(service, tenant, H200)
+
+    assert waiting.refusal is not None
+    assert (waiting.refusal.reason, waiting.action) == ("QuotaReturning", Action.REMOVE)
+    assert later.refusal is None
+
+
+def test_a_running_service_that_cannot_be_read_keeps_its_devices():
+    tenant, unreadable = build_tenant(gpus={"h200": 2}), build_workload(1, gpu_class="h200")
+
+    refusal = plan(
+        build_service(classes=["h200"], replicas=2), tenant, H200, workloads={"team-a/other": unreadable}
+    ).refusal
+
+    assert refusal is not None
+    assert refusal.message == "needs 2 x h200, acme uses 1 of 2"
+
+
 def test_refused_services_reserve_nothing():
     refused = build_service("a", classes=["h200"], tier="Realtime", created="2025-01-01T00:00:00Z")
 
