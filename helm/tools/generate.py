@@ -1,4 +1,4 @@
-"""Write what is made from the charts: tables of values, plain manifests, the RBAC reference; or check them.
+"""Write what is made from the charts: tables of values, plain manifests, dashboards, the RBAC reference; or check them.
 
 Called by `make manifests`. Needs Helm: $HELM, PATH, or what `make control-plane` built.
 """
@@ -19,6 +19,9 @@ from typing import Any, Final
 
 import click
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))  # where it is loaded by path, its neighbour is not found
+from dashboards import render_dashboards
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CHARTS: Final = ("windlass", "windlass-crds")
@@ -348,6 +351,7 @@ def _code(words: Iterator[str] | Sequence[str]) -> str:
 def render_files(helm: Path) -> dict[str, str]:
     """Render every generated file: name below the repository root -> text. Raises GenerateError."""
     files = {"helm/manifests/install.yaml": render_manifests(helm), "docs/reference/rbac.md": render_rbac(helm)}
+    files |= {f"helm/windlass/dashboards/{name}": text for name, text in render_dashboards().items()}
     for chart in CHARTS:
         values, readme = f"helm/{chart}/values.yaml", f"helm/{chart}/README.md"
         table = render_values((ROOT / values).read_text(encoding="utf-8"), values)
@@ -363,7 +367,7 @@ def stale_files(files: Mapping[str, str]) -> list[str]:
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 and name each file that is not current.")
 def main(check: bool) -> None:
-    """Write the tables of values, helm/manifests and docs/reference/rbac.md from the charts."""
+    """Write the tables of values, helm/manifests, docs/reference/rbac.md and the dashboards from the charts."""
     helm = find_helm()
     if helm is None:
         raise click.ClickException("helm: expected it in $HELM or PATH, or built by `make control-plane`, found none")

@@ -61,6 +61,9 @@ GPU_CLASS_DEVICES: Final = "windlass_gpu_class_devices"  # labels of these four:
 GPU_CLASS_ALLOCATED: Final = "windlass_gpu_class_devices_allocated"
 GPU_CLASS_LARGEST_BLOCK: Final = "windlass_gpu_class_largest_free_block"
 GPU_CLASS_FRAGMENTED: Final = "windlass_gpu_class_devices_fragmented"
+TENANT_GPUS: Final = "windlass_tenant_gpus"  # labels: tenant, gpu_class, amount
+TENANT_AMOUNTS: Final = ("nominal", "used", "borrowed", "lent")
+"""Values of the `amount` label of TENANT_GPUS."""
 
 GATEWAY_DEMAND: Final = "windlass_gateway_demand_requests"  # labels: GATEWAY_LABELS
 """Most requests that were answered or held at once within the last minute."""

@@ -1,4 +1,4 @@
-"""What each GPUClass has, as metrics: the figures of its status, so that both tell the same."""
+"""What each GPUClass has and each Tenant uses, as metrics: the figures of their status, so that both tell the same."""
 
 from __future__ import annotations
 
@@ -34,3 +34,26 @@ class GpuClassCollector(Collector):
             for gpu_class, manifest in classes:
                 family.add_metric((gpu_class,), read(manifest.status))
             yield family
+
+
+class TenantCollector(Collector):
+    """Reads the picture at every scrape. Tenants beyond the first hundred, by name, share one label."""
+
+    def __init__(self, picture: Callable[[], Snapshot]) -> None:
+        self._picture = picture
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield one family, one sample per tenant, class and amount."""
+        sums: dict[tuple[str, str, str], int] = {}
+        for position, (tenant, manifest) in enumerate(sorted(self._picture().tenants.items())):
+            name = tenant if position < metric_names.MAX_TENANT_LABELS else metric_names.OTHER_TENANT
+            for use in manifest.status.gpus:
+                for amount in metric_names.TENANT_AMOUNTS:
+                    key = (name, use.name, amount)
+                    sums[key] = sums.get(key, 0) + getattr(use, amount)
+        family = GaugeMetricFamily(
+            metric_names.TENANT_GPUS, "GPUs of a tenant.", labels=("tenant", "gpu_class", "amount")
+        )
+        for labels, value in sums.items():
+            family.add_metric(labels, value)
+        yield family

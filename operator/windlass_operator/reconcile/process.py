@@ -43,7 +43,7 @@ from windlass_operator.reconcile.activation import Activator
 from windlass_operator.reconcile.canary_analysis import CanaryAnalyst
 from windlass_operator.reconcile.coldness import ColdnessKeeper
 from windlass_operator.reconcile.costs import CostBook, CostKeeper, CostMetrics, ReadTokens
-from windlass_operator.reconcile.fleet_metrics import GpuClassCollector
+from windlass_operator.reconcile.fleet_metrics import GpuClassCollector, TenantCollector
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, Backoff, KeyedQueue, Rate
 from windlass_operator.reconcile.reconciler import Reconciler, Result, Workers
 from windlass_operator.reconcile.routes import RoutePublisher
@@ -225,6 +225,7 @@ def build_operator(
     )
     cluster = KubernetesCluster(client, leadership, events, metrics.count_write)
     metrics.registry.register(GpuClassCollector(cluster.picture))
+    metrics.registry.register(TenantCollector(cluster.picture))
     times = LeaseTimes(settings.lease_duration_s, settings.lease_renew_s, settings.lease_retry_s)
     elector = LeaderElector(
         client,
