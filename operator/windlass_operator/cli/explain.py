@@ -11,6 +11,7 @@ from windlass_operator.cli.render import load_sound
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.plan import ServicePlan, plan_services
 from windlass_operator.domain.snapshot import snapshot_of
+from windlass_operator.domain.suggestion import BY_PLATFORM, Suggestion
 from windlass_operator.render.workload import render_service
 
 
@@ -31,7 +32,34 @@ def explain_plan(plan: ServicePlan, settings: FleetSettings) -> dict[str, Any]:
             "message": plan.refusal.message,
             "nextStep": plan.refusal.next_step,
         }
+    if plan.quota is not None:
+        explanation["quota"] = {
+            "admitted": plan.quota.admitted,
+            "reason": plan.quota.reason,
+            "message": plan.quota.message,
+        }
+    if plan.suggestions:
+        explanation["suggestions"] = [explain_suggestion(suggestion) for suggestion in plan.suggestions]
     return explanation
+
+
+def explain_suggestion(suggestion: Suggestion) -> dict[str, Any]:
+    """One change that would admit the service, with the merge patch that makes it."""
+    explained: dict[str, Any] = {
+        "remedy": suggestion.remedy.value,
+        "order": suggestion.order,
+        "devices": suggestion.devices,
+        "by": "platform team" if suggestion.remedy in BY_PLATFORM else "tenant",
+    }
+    if suggestion.change is not None:
+        key = suggestion.change.key
+        explained["change"] = {
+            "kind": key.kind,
+            "namespace": key.namespace,
+            "name": key.name,
+            "patch": dict(suggestion.change.patch),
+        }
+    return explained
 
 
 def tell(explanation: dict[str, Any]) -> str:
@@ -43,6 +71,8 @@ def tell(explanation: dict[str, Any]) -> str:
             f"  {'limited' if explanation['runs'] else 'refused'} ({refusal['reason']}): {refusal['message']}",
             f"  next step: {refusal['nextStep']}",
         ]
+    for suggestion in explanation.get("suggestions", ()):
+        lines.append(f"  would admit it: {suggestion['order']} ({suggestion['by']})")
     width = max((len(decision["topic"]) for decision in explanation["decisions"]), default=0)
     lines += [
         f"  {decision['topic']:<{width}}  {decision['choice']}\n  {'':<{width}}    {decision['reason']}"

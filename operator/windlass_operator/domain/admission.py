@@ -226,9 +226,14 @@ def _allowance(tenant: Tenant, view: FleetView) -> int | None:
 
 def _requests(tenant: Tenant, view: FleetView) -> list[Request]:
     """One request per GPU service of the tenant that passes its own checks, and one for what others still hold."""
-    requests = (_request(key, service, tenant, view) for key, service in view.services_of(tenant).items())
-    remnants = (_hold(key, workload, tenant) for key, workload in view.remnants_of(tenant).items() if workload.devices)
-    return [*(request for request in requests if request is not None), *remnants]
+    found = [_hold(key, runs, tenant) for key, runs in view.remnants_of(tenant).items() if runs.devices]
+    for key, service in view.services_of(tenant).items():
+        if key not in view.requests:
+            view.requests[key] = _request(key, service, tenant, view)
+        request = view.requests[key]
+        if request is not None:
+            found.append(request)
+    return found
 
 
 def _hold(key: Key, workload: Workload, tenant: Tenant) -> Request:

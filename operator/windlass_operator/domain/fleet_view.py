@@ -16,10 +16,11 @@ from windlass_operator.domain.alternative_quota import Reservation
 from windlass_operator.domain.canary_plan import derive_canaries
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.preemption import BUDGET_S
-from windlass_operator.domain.quota import Grant
+from windlass_operator.domain.quota import Grant, Request
 from windlass_operator.domain.rollout import is_rolling
 from windlass_operator.domain.schedule import apply_schedules, next_change_of_all
 from windlass_operator.domain.snapshot import Key, Snapshot, Workload
+from windlass_operator.domain.suggestion import Suggestion
 from windlass_operator.domain.supply import Supply
 from windlass_operator.domain.tenancy import owners
 
@@ -48,6 +49,10 @@ class FleetView:
         """Shares of each circle's GPUs, filled by the first plan that needs them."""
         self.reservations: dict[str, Reservation] = {}
         """What each tenant sets aside for alternatives of claims, filled like `grants`."""
+        self.requests: dict[Key, Request | None] = {}
+        """What each service asks of its quota, filled by the first plan that needs it; None: nothing."""
+        self.suggestions: dict[Key, tuple[Suggestion, ...]] = {}
+        """What would let refused services run, filled by their first plan."""
         self.waits_for_budget: set[Circle] = set()
         """Circles in which a tenant waits until budgets allow to take more, filled together with `grants`."""
 
@@ -58,6 +63,13 @@ class FleetView:
             return False
         self.now = now
         return True
+
+    def variant(self, snapshot: Snapshot, changed: Key) -> FleetView:
+        """The view of a world in which one object of ours has another spec; keeps what that cannot touch."""
+        other = FleetView(snapshot, self.settings)
+        other.now, other.supply = self.now, self.supply
+        other.requests = {key: request for key, request in self.requests.items() if key != changed}
+        return other
 
     @property
     def now_s(self) -> float:
@@ -84,8 +96,8 @@ class FleetView:
     def _remnants(self) -> Mapping[str, Mapping[Key, Workload]]:
         remnants: dict[str, dict[Key, Workload]] = {}
         for key, workload in self.snapshot.workloads.items():
-            tenant = None if key in self.snapshot.services else self.tenant_of(key.namespace)
-            if tenant is not None:
+            tenant = self.tenant_of(key.namespace)
+            if tenant is not None and key not in self.services_of(tenant):
                 remnants.setdefault(tenant.metadata.name, {})[key] = workload
         return remnants
 

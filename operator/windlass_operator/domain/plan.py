@@ -40,6 +40,7 @@ from windlass_operator.domain.gpu_class import GpuChoice, choose
 from windlass_operator.domain.labels import canary_selector, selector_labels
 from windlass_operator.domain.model_fit import explain_fit, judge_fit
 from windlass_operator.domain.model_source import ModelSource, SourceKind, explain_source, parse_source
+from windlass_operator.domain.oracle import SERVICES_AT_MOST, advise, suggest, suggest_for_pods
 from windlass_operator.domain.pod_overlay import guard_overlay
 from windlass_operator.domain.power import explain_power
 from windlass_operator.domain.precision import choose_precision
@@ -59,6 +60,7 @@ from windlass_operator.domain.scaling import (
 )
 from windlass_operator.domain.schedule import describe_bounds, next_change
 from windlass_operator.domain.snapshot import Key, Snapshot, Taking, Workload
+from windlass_operator.domain.suggestion import Suggestion
 from windlass_operator.domain.tenancy import explain_tenancy, owned_namespaces
 from windlass_operator.domain.traffic import NO_TRAFFIC, TrafficPlan, explain_traffic, plan_traffic
 
@@ -119,6 +121,11 @@ class ServicePlan:
     """Why the service does not run as its spec says; with action Apply it runs with fewer replicas."""
     quota: QuotaVerdict | None = None
     """What the tenant's quota says; None where none applies."""
+    suggestions: tuple[Suggestion, ...] = ()
+    """The smallest changes that would let the service run as asked, each proven; empty where it does, or none is known.
+    """
+    takes_quota: bool = False
+    """True: it takes more of the GPUs that its tenant shares than its pods hold now."""
     takings: tuple[Taking, ...] = ()
     """What quota decisions took from the service, with what this plan takes."""
     address: str = ""
@@ -215,6 +222,7 @@ def plan_in_view(
     traffic = plan_traffic(key.name, states, settings, capabilities) if not canary_of(key) else NO_TRAFFIC
     if not canary_of(key):
         decisions += explain_traffic(traffic, settings, capabilities)
+    suggestions = _suggest(service, verdict, view)
     return ServicePlan(
         key=key,
         generation=service.metadata.generation,
@@ -232,8 +240,10 @@ def plan_in_view(
         drain_timeout_s=spec.drain.timeout_seconds,
         suspended=spec.suspend,
         decisions=tuple(decisions),
-        refusal=verdict.refusal,
+        refusal=advise(verdict.refusal, suggestions, shares_quota=verdict.quota is not None),
+        suggestions=suggestions,
         quota=verdict.quota,
+        takes_quota=_takes_quota(verdict, scaling, workload) or any(canary.takes_quota for canary in canaries),
         takings=_record_takings(verdict, workload, view.now_s),
         address=_address(key, settings),
         plan_again_at=_plan_again_at(observed, view),
@@ -260,6 +270,25 @@ def _plan_scaling(service: InferenceService, verdict: Admission, view: FleetView
 
 def _hours(service: InferenceService, view: FleetView) -> str:
     return "" if service.spec.scaling is None else describe_bounds(service.spec.scaling, view.now)
+
+
+def _takes_quota(verdict: Admission, scaling: ScalingPlan | None, workload: Workload) -> bool:
+    grant = verdict.grant
+    if grant is None or not _carried_out(verdict):
+        return False
+    replicas = grant.replicas if scaling is None else scaling.min_replicas
+    return grant.gpu_class != workload.gpu_class or replicas * grant.devices_per_replica > workload.devices
+
+
+def _suggest(service: InferenceService, verdict: Admission, view: FleetView) -> tuple[Suggestion, ...]:
+    tenant = view.tenant_of(key_of(service).namespace)
+    sharers = view.grants.get(circle_of(tenant), {}) if tenant is not None else {}
+    if len(sharers) > SERVICES_AT_MOST:
+        return ()
+    key = key_of(service)
+    if key not in view.suggestions:
+        view.suggestions[key] = suggest(service, verdict, view) or suggest_for_pods(service, verdict, view)
+    return view.suggestions[key]
 
 
 def _plan_again_at(service: InferenceService, view: FleetView) -> datetime.datetime | None:

@@ -29,7 +29,7 @@ class Holding:
     floor: int = 0
     """Replicas among them that are promised to stay."""
     leaving: int = 0
-    """Replicas among them that were told to stop already; taking those costs no budget."""
+    """Replicas among them that were told to stop already or have not begun; they go first and cost no budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,7 @@ class _Choice:
         at_floor = self._taken.get(request.key, 0) >= holding.replicas - holding.floor
         return (
             not at_floor,
+            self._taken.get(request.key, 0) < holding.leaving,
             min(request.devices_per_replica, need),
             URGENCY[request.tier],
             self._share(request.tenant, self._devices_of.get(request.tenant, 0)),

@@ -5,7 +5,8 @@ Rounds over everybody, so that nobody's gain depends on who was planned first:
 1. What pods hold stays reserved.
 2. Claims: each tenant serves its services from its own devices, urgent tiers first, then older services; a newcomer
    gets all it needs or nothing. A service may displace replicas of a lower tier of its own tenant.
-3. Returns: where claims meet devices that are lent out, borrowers give them back (`preemption` says who).
+3. Returns: what is borrowed beyond what others lend goes back, first of all where they claim it (`preemption` says
+   who gives).
 4. Displaced replicas stay if the cohort has idle devices for them.
 5. Borrowing: whoever is still short borrows, the tenant with the smallest dominant share first. Where nothing is idle
    it may take from tenants that would still borrow at least as much as it does.
@@ -97,8 +98,8 @@ class _Sharing:
         """Run the rounds."""
         for place in self._places:
             self._claim(place)
-        for gpu_class, claimed in sorted(self._claimed.items()):
-            self._take_back(gpu_class, min(claimed, -self._target.idle(gpu_class)))
+        for gpu_class in sorted({name for item in self._terms.values() for name in item.classes}):
+            self._take_back(gpu_class, -self._target.idle(gpu_class))
         for place in self._places:
             if place.cause is TakingCause.TIER and not place.stays:
                 self._restore(place)
@@ -137,6 +138,8 @@ class _Sharing:
 
     def _claim_in(self, place: _Place, gpu_class: str, replicas: int) -> None:
         self._place(place, gpu_class, replicas)
+        if not place.running:  # one of a lower tier that has not begun makes room more cheaply than any that runs
+            self._holders_of[place.request.tenant, gpu_class].append(place)
         self._claimed[gpu_class] += self._target.claim(place.request, gpu_class, replicas)
         self._note(place)
 
@@ -164,12 +167,12 @@ class _Sharing:
         """Take replicas of the same tenant, never below their floors."""
         request = place.request
         holdings = [
-            Holding(other.request, other.replicas - other.request.floor, leaving=_leaving(other))
+            Holding(other.request, other.replicas - _floor(other), leaving=_leaving(other))
             for other in self._holders_of[request.tenant, gpu_class]
             if other.gpu_class == gpu_class
             and URGENCY[other.request.tier] > URGENCY[request.tier]
             and not other.request.fixed
-            and other.replicas > other.request.floor
+            and other.replicas > _floor(other)
         ]
         if not holdings or need <= 0:
             return False
@@ -200,11 +203,15 @@ class _Sharing:
             self._allowance[tenant] = allowance - replicas
 
     def _take_back(self, gpu_class: str, need: int) -> None:
-        """Let borrowers return devices that their owners claim, as many as budgets allow now."""
-        if need <= 0:
+        """Let borrowers return what their cohort lends no more, as much as budgets allow now.
+
+        Owners claim it, or took it in a moment in which an autoscaler was faster. A tenant without a cohort borrows
+        nothing: what it holds beyond a quota that was lowered stays.
+        """
+        if need <= 0 or not any(item.cohort for item in self._terms.values()):
             return
         holdings = [
-            Holding(place.request, place.replicas, min(place.request.floor, place.replicas), _leaving(place))
+            Holding(place.request, place.replicas, min(_floor(place), place.replicas), _leaving(place))
             for place in self._holders[gpu_class]
             if place.gpu_class == gpu_class
             and place.replicas
@@ -292,7 +299,7 @@ class _Sharing:
         share = target.share(request.tenant, gpu_class, more)
         bounds = self._surplus(request, gpu_class, share)
         holdings = [
-            Holding(other.request, other.replicas, min(other.request.floor, other.replicas), _leaving(other))
+            Holding(other.request, other.replicas, min(_floor(other), other.replicas), _leaving(other))
             for other in self._holders[gpu_class]
             if other.gpu_class == gpu_class
             and other.request.tenant in bounds
@@ -392,7 +399,7 @@ class _Sharing:
                 borrowing_limit=terms.borrowing_limit,
                 lendable=place.lendable,
                 borrowed=min(held, max(0, running[request.tenant, gpu_class] - terms.nominal)),
-                taken=max(0, place.kept - _leaving_of(request, place.kept) - place.replicas) if place.cause else 0,
+                taken=max(0, _told(place) - place.replicas) if place.cause else 0,
                 cause=place.cause,
                 wait=self._wait(place, now[request.key]),
             )
@@ -430,10 +437,17 @@ class _Sharing:
         place.lendable = max(0, self._target.idle(place.gpu_class))
 
 
+def _floor(place: _Place) -> int:
+    """Replicas that are promised to stay, of those that run."""
+    return min(place.request.floor, place.kept)
+
+
+def _told(place: _Place) -> int:
+    """Replicas that run and were not told to stop."""
+    request = place.request
+    return place.kept if request.told is None or request.fixed else min(place.kept, request.told)
+
+
 def _leaving(place: _Place) -> int:
-    """Replicas, of those a service has left, that were told to stop already."""
-    return _leaving_of(place.request, place.replicas)
-
-
-def _leaving_of(request: Request, replicas: int) -> int:
-    return 0 if request.told is None or request.fixed else max(0, replicas - request.told)
+    """Replicas, of those a service is to have, that were told to stop already or have not begun: nobody misses them."""
+    return max(0, place.replicas - _told(place))

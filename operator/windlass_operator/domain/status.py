@@ -30,6 +30,7 @@ from windlass_operator.domain.rollout import HOPELESS_RESTARTS, observe_replacem
 from windlass_operator.domain.rollout_steps import plan_rollout_status
 from windlass_operator.domain.scaling import ScalingPlan
 from windlass_operator.domain.snapshot import Workload
+from windlass_operator.domain.suggestion import next_step
 
 _MESSAGE_LENGTH = 2048
 _MOST_DECISIONS = 16
@@ -131,7 +132,9 @@ def _judge_unready(plan: ServicePlan, runs: Workload, wanted: int, required: int
         progress += f", {older} of an earlier one still serve"
     failure = runs.last_failure
     if runs.pending_reason:
-        message = f"{progress}; pending: {_with_rollout(plan, older, runs.pending_reason)}"
+        pending = _with_rollout(plan, older, runs.pending_reason)
+        step = f". {next_step(plan.suggestions)}" if plan.suggestions and plan.refusal is None else ""
+        message = f"{progress}; pending: {pending.removesuffix('.') if step else pending}{step}"
         return Finding(False, "PodsPending", message, hopeless=runs.overdue and not runs.unplaced)
     if plan.rollout.paused:
         return Finding(False, "RolloutQueued", f"{progress}; {plan.rollout.reason}")

@@ -12,10 +12,12 @@ Knows no Kubernetes and no kopf. Workers take keys from the queue; what goes wro
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import enum
 import logging
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from windlass_operator import errors
@@ -26,7 +28,7 @@ from windlass_operator.cluster.protocol import Applied, Cluster
 from windlass_operator.domain import plan as planning
 from windlass_operator.domain import status as reporting
 from windlass_operator.domain.fleet import FleetSettings
-from windlass_operator.domain.fleet_view import FleetView
+from windlass_operator.domain.fleet_view import Circle, FleetView, circle_of
 from windlass_operator.domain.revision import fingerprint
 from windlass_operator.domain.rollout_plan import RolloutClues
 from windlass_operator.domain.snapshot import Key, Snapshot
@@ -87,6 +89,8 @@ class Reconciler:
         self._view = FleetView(Snapshot(), settings)
         self._device_turns = asyncio.Lock()
         """Held while a rollout takes a free device, until its claim is visible to the next one."""
+        self._quota_turns: dict[Circle, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """Held while a service takes more of the GPUs that its circle shares, until its Deployment is visible."""
         self._refusals = Refusals(wall_clock)
 
     async def reconcile(self, key: Key) -> Reconciliation:
@@ -109,9 +113,9 @@ class Reconciler:
         now = self._wall_clock()
         service = self._analyst.advance(key, service, snapshot, now)
         plan = self._plan_service(service, snapshot, now)
-        if plan.rollout.takes_device:
+        if plan.rollout.takes_device or plan.takes_quota:
             # One at a time: what the one before applied is in the next one's picture.
-            async with self._device_turns:
+            async with self._turn(plan, snapshot):
                 plan = self._plan_service(service, await self._cluster.observe(key), now)
                 applied = await self._apply_service(plan)
         else:
@@ -136,6 +140,17 @@ class Reconciler:
             return plan
         template = fingerprint(render_pod_template(plan, self._settings))
         return planning.plan_in_view(service, view, RolloutClues(template, self._refusals.waited_s(plan.key, snapshot)))
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, plan: planning.ServicePlan, snapshot: Snapshot) -> AsyncIterator[None]:
+        """Let nobody else decide on the devices that a plan takes; always entered in the same order."""
+        async with contextlib.AsyncExitStack() as turns:
+            tenant = snapshot.tenants.get(plan.tenant)
+            if plan.takes_quota and tenant is not None:
+                await turns.enter_async_context(self._quota_turns[circle_of(tenant)])
+            if plan.rollout.takes_device:
+                await turns.enter_async_context(self._device_turns)
+            yield
 
     async def _apply_service(self, plan: planning.ServicePlan) -> Applied:
         if plan.action is planning.Action.HOLD:

@@ -62,7 +62,10 @@ def test_a_refusal_comes_first_with_its_numbers_and_the_next_step(run):
     lines = run("--service", "team-a/large").stdout.splitlines()
 
     assert lines[1] == "  refused (QuotaExceeded): needs 3 x h200, acme uses 1 of 2"
-    assert lines[2].startswith("  next step: Lower replicas here")
+    assert lines[2] == (
+        "  next step: Lower spec.replicas to 1, "
+        "or ask the platform team to raise nominal of h200 in Tenant acme from 2 to 4"
+    )
     assert lines[-1] == "  creates: nothing"
 
 
@@ -76,6 +79,39 @@ def test_programs_get_the_same_as_data(run):
     assert large["refusal"]["reason"] == "QuotaExceeded"
     assert large["creates"] == []
     assert {"kind": "Deployment", "name": "chat"} in chat["creates"]
+
+
+def test_what_would_admit_a_service_comes_with_the_patch_that_does(run):
+    (large,) = json.loads(run("-o", "json", "--service", "team-a/large").stdout)["services"]
+
+    assert large["suggestions"] == [
+        {
+            "remedy": "LowerReplicas",
+            "order": "lower spec.replicas to 1",
+            "devices": 2,
+            "by": "tenant",
+            "change": {
+                "kind": "InferenceService",
+                "namespace": "team-a",
+                "name": "large",
+                "patch": {"spec": {"replicas": 1}},
+            },
+        },
+        {
+            "remedy": "RaiseNominal",
+            "order": "raise nominal of h200 in Tenant acme from 2 to 4",
+            "devices": 2,
+            "by": "platform team",
+            "change": {
+                "kind": "Tenant",
+                "namespace": "",
+                "name": "acme",
+                "patch": {"spec": {"quota": {"gpus": [{"name": "h200", "nominal": 4}]}}},
+            },
+        },
+    ]
+    assert large["quota"]["reason"] == "QuotaExceeded"
+    assert "  would admit it: lower spec.replicas to 1 (tenant)" in run("--service", "team-a/large").stdout.splitlines()
 
 
 def test_an_unknown_service_is_answered_with_the_known_ones(run):

@@ -201,7 +201,7 @@ def test_a_refusal_says_what_still_serves_and_what_to_do():
     text = message(report(build_workload(2, gpu_class="h200"), classes=["gone"]), "Ready")
 
     assert "there is no GPUClass gone" in text
-    assert "List an existing class" in text
+    assert "Add h200 to spec.accelerator.classes" in text
     assert "2 replicas of an earlier revision keep serving" in text
 
 

@@ -132,6 +132,43 @@ async def test_services_are_planned_from_one_view_while_the_picture_stays(monkey
     assert shared == [1]
 
 
+class SlowCluster(InMemoryCluster):
+    """A cluster whose writes take their time, and whose pods hold what their Deployment asks for."""
+
+    async def apply(self, owner, children):
+        for _ in range(3):
+            await asyncio.sleep(0)
+        applied = await super().apply(owner, children)
+        for child in children:
+            if child["kind"] == "Deployment":
+                replicas = child["spec"]["replicas"]
+                self.workloads[owner] = Workload(replicas=replicas, wanted=replicas, gpu_class="h200", devices=replicas)
+        return applied
+
+
+async def test_devices_that_are_being_given_away_are_not_given_away_again():
+    """A borrower's Deployment is on its way when the owner's service appears."""
+    quota = {"quota": {"gpus": [{"name": "h200", "nominal": 2}]}, "cohort": "research"}
+    guest, owner = Key("InferenceService", "team-b", "guest"), Key("InferenceService", "team-a", "owner")
+    fields = {"accelerator": {"classes": ["h200"]}}
+    cluster = SlowCluster()
+    cluster.put(
+        build_tenant(**quota),
+        build_tenant("team-b", ["team-b"], **quota),
+        build_gpu_class(),
+        build_service("guest", "team-b", replicas=4, **fields),
+    )
+    reconciler = build_reconciler(cluster)
+
+    borrowing = asyncio.create_task(reconciler.reconcile(guest))
+    await asyncio.sleep(0)
+    cluster.put(build_service("owner", replicas=2, **fields))
+    await asyncio.gather(borrowing, reconciler.reconcile(owner))
+
+    assert {key: runs.devices for key, runs in cluster.workloads.items()} == {guest: 4}
+    assert cluster.statuses[owner]["conditions"][0]["reason"] == "QuotaReturning"
+
+
 async def test_a_child_that_somebody_deleted_comes_back():
     cluster = build_cluster(build_tenant(), build_service())
     reconciler = build_reconciler(cluster)

@@ -22,9 +22,9 @@ def build_service(name, namespace="a", classes=(), generation=1):
     )
 
 
-def build_tenant(name, *namespaces, quota=(), generation=1):
+def build_tenant(name, *namespaces, quota=(), generation=1, cohort=""):
     gpus = [{"name": one, "nominal": 1} for one in quota]
-    spec = {"namespaces": list(namespaces), "quota": {"gpus": gpus}}
+    spec = {"namespaces": list(namespaces), "quota": {"gpus": gpus}, "cohort": cohort}
     return Tenant.model_validate({"metadata": {"name": name, "generation": generation}, "spec": spec})
 
 
@@ -134,3 +134,43 @@ def test_a_rollout_that_waits_for_a_device_is_woken_when_a_service_of_another_te
 )
 def test_a_change_wakes_whose_plan_it_can_change(key, after, expected):
     assert keys_to_wake(key, FLEET, after) == expected
+
+
+SHARING = dataclasses.replace(
+    FLEET,
+    tenants={
+        "one": build_tenant("one", "a", quota=["h200"], cohort="research"),
+        "two": build_tenant("two", "b", quota=["h200"], cohort="research"),
+        "three": build_tenant("three", "c"),
+    },
+)
+
+
+def test_a_change_of_a_gpu_service_wakes_everybody_who_shares_its_gpus():
+    after = dataclasses.replace(SHARING, services={**SHARING.services, CHAT: build_service("chat", generation=2)})
+
+    woken = keys_to_wake(CHAT, SHARING, after)
+
+    assert {CHAT, CODE, FAR, TENANT_ONE, TENANT_TWO} <= woken
+    assert not {SMALL, Key("Tenant", "", "three")} & woken
+
+
+def test_devices_that_were_freed_wake_the_tenants_that_wait_for_them():
+    after = dataclasses.replace(SHARING, workloads={CHAT: Workload(wanted=0, gpu_class="h200", devices=0)})
+
+    assert FAR in keys_to_wake(CHAT, SHARING, after)
+
+
+def test_terms_of_one_tenant_wake_its_whole_cohort():
+    changed = build_tenant("one", "a", quota=["h200"], cohort="research", generation=2)
+    after = dataclasses.replace(SHARING, tenants={**SHARING.tenants, "one": changed})
+
+    assert {CHAT, CODE, SMALL, FAR, TENANT_TWO} <= keys_to_wake(TENANT_ONE, SHARING, after)
+
+
+def test_a_tenant_that_leaves_a_cohort_wakes_those_it_leaves():
+    alone = dataclasses.replace(
+        SHARING, tenants={**SHARING.tenants, "one": build_tenant("one", "a", quota=["h200"], generation=2)}
+    )
+
+    assert {FAR, TENANT_TWO} <= keys_to_wake(TENANT_ONE, SHARING, alone)
