@@ -82,7 +82,11 @@ def test_a_slice_is_used_only_by_services_that_accept_one(kube: KubeClient) -> N
 
 
 def test_time_slices_of_one_device_serve_several_replicas(kube: KubeClient) -> None:
-    kube.apply(service(accelerator={"classes": ["shared-l4"], "sharing": "TimeSliced"}, replicas=3))
+    accelerator = {"classes": ["shared-l4"], "sharing": "TimeSliced"}
+    kube.apply(service(accelerator=accelerator, replicas=3))
+    eventually(lambda: condition(kube, kind="Admitted"), lambda found: found.get("reason") == "CacheUnbounded")
+
+    kube.apply(service(accelerator=accelerator, replicas=3, cache={"memory": "1Gi"}))
 
     wait_ready(kube)
 
@@ -159,3 +163,41 @@ def test_a_claim_template_that_somebody_deletes_comes_back(kube: KubeClient) -> 
     again = eventually(lambda: kube.get(RESOURCES, "ResourceClaimTemplate", name, "team-a"), bool)
     assert again["metadata"]["uid"] != uid
     assert again["spec"] == template["spec"]
+
+
+SHAPE = {
+    "layers": 32,
+    "hiddenSize": 4096,
+    "feedForwardSize": 14336,
+    "queryHeads": 32,
+    "keyValueHeads": 8,
+    "headSize": 128,
+    "vocabularySize": 128256,
+    "maxPositions": 131072,
+}
+"""A model of 8 billion parameters."""
+MODEL = {"uri": "hf://organisation/model", "shape": SHAPE}
+
+
+def test_a_model_that_no_class_holds_is_refused_with_the_sum_and_a_way_out(kube: KubeClient) -> None:
+    kube.apply(service(model=MODEL, accelerator={"classes": ["a100-slice"]}, limits={"maxSequenceTokens": 8192}))
+
+    refused = eventually(
+        lambda: condition(kube, kind="Admitted"), lambda found: found.get("reason") == "ModelDoesNotFit"
+    )
+
+    assert "weights 14.96 GiB (BF16) + key/value cache 1.25 GiB" in refused["message"]
+    assert "Set spec.precision.preset to INT8" in refused["message"]
+
+
+def test_a_service_steps_down_to_the_format_that_its_class_holds(kube: KubeClient) -> None:
+    spec = {"model": MODEL, "accelerator": {"classes": ["a100-slice"]}, "limits": {"maxSequenceTokens": 4096}}
+    kube.apply(service(**spec, precision={"alternatives": [{"preset": "INT8"}, {"preset": "INT4"}]}))
+
+    wait_ready(kube)
+
+    reduced = condition(kube, kind="PrecisionReduced")
+    assert (reduced["status"], reduced["reason"]) == ("True", "SteppedDown")
+    launch = kube.get("v1", "ConfigMap", "chat-launch", "team-a")
+    assert launch is not None
+    assert '"precision": "INT8"' in launch["data"]["launch-spec.json"]

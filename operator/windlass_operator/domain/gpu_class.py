@@ -166,6 +166,10 @@ def _judge(
     cache, memory = spec.cache.memory, describe_memory(gpu_class.spec)
     if cache is not None and parse_bytes(cache) >= usable_bytes(gpu_class.spec):
         return Skipped(name, f"spec.cache.memory {cache} leaves nothing of its {memory} for the model", "CacheTooLarge")
+    if gpu_class.spec.sharing is not None and cache is None and spec.model.shape is None:
+        return Skipped(
+            name, "pods share its memory, and nothing bounds the key/value cache of a replica", "CacheUnbounded"
+        )
     found = _find_format(spec, gpu_class.spec)
     if found is None:
         return _skip_for_format(name, spec, gpu_class.spec, gpu_classes)
@@ -253,6 +257,7 @@ def refuse_ranking(ranking: Ranking) -> Refusal:
         "UnknownGPUClass": "List an existing class in spec.accelerator.classes, or ask the platform team to create it",
         "CacheTooLarge": "Lower spec.cache.memory, or list a class with more memory",
         "PrecisionUnsupported": "Set spec.precision.preset to Auto or FP16, or list a newer class",
+        "CacheUnbounded": "Set spec.cache.memory or spec.model.shape, or use a class without time slices",
         "NotClaimable": "Set spec.accelerator.allocation to DevicePlugin, or use a class with a deviceClassName",
         "SharingNotAccepted": "Set spec.accelerator.sharing to MIG or TimeSliced, or use a class of whole GPUs",
         "RequirementsNotMet": "Lower spec.accelerator.requirements, or ask the platform team for such a class",

@@ -58,6 +58,19 @@ def longest_fitting_sequence(spec: InferenceServiceSpec, precision: Precision, g
     return max(0, int(left * memory.CACHE_SHARE) // one_page) * memory.PAGE_TOKENS
 
 
+def cache_within_share(spec: InferenceServiceSpec, precision: Precision, gpu: GPUClassSpec) -> int:
+    """Bytes of cache that keep a replica within its share of a device that others use too; 0 where nothing bounds it.
+
+    A replica that fits its cache to the free memory would take the memory of pods that start after it.
+    """
+    if spec.cache.memory is not None:
+        return parse_bytes(spec.cache.memory)
+    need = _need(spec, precision)
+    if need is None:
+        return 0
+    return max(0, int((usable_bytes(gpu) - need.weights - need.workspace) * memory.CACHE_SHARE))
+
+
 def classes_that_fit(
     spec: InferenceServiceSpec, precision: Precision, gpu_classes: Mapping[str, GPUClass]
 ) -> tuple[str, ...]:
@@ -125,7 +138,7 @@ def _describe_cache(spec: InferenceServiceSpec) -> str:
     shape = spec.model.shape
     assert shape is not None
     tokens = min(spec.limits.max_sequence_tokens or shape.max_positions, shape.max_positions)
-    return f"one sequence of {tokens} tokens, and a fifth on top that stays free"
+    return f"one sequence of {tokens} tokens, and a fifth of it all stays free"
 
 
 def _gib(size: int) -> str:

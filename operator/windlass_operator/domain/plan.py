@@ -38,7 +38,7 @@ from windlass_operator.domain.fleet_plan import (
 from windlass_operator.domain.fleet_view import FleetView, circle_of
 from windlass_operator.domain.gpu_class import GpuChoice, choose
 from windlass_operator.domain.labels import canary_selector, selector_labels
-from windlass_operator.domain.model_fit import explain_fit, judge_fit
+from windlass_operator.domain.model_fit import cache_within_share, explain_fit, judge_fit
 from windlass_operator.domain.model_source import ModelSource, SourceKind, explain_source, parse_source
 from windlass_operator.domain.oracle import SERVICES_AT_MOST, advise, suggest, suggest_for_pods
 from windlass_operator.domain.pod_overlay import guard_overlay
@@ -412,13 +412,19 @@ def _plan_launch(
         tenant=tenant.metadata.name if tenant else "",
         device=Device.CPU if verdict.candidate is None else Device.CUDA,
         precision=precision,
-        cache_bytes=0 if spec.cache.memory is None else parse_bytes(spec.cache.memory),
+        cache_bytes=_cache_bytes(service, verdict, precision),
         max_sequence_tokens=spec.limits.max_sequence_tokens or 0,
         max_running_requests=spec.limits.max_running_requests,
         max_queued_requests=spec.limits.max_queued_requests,
         drain_timeout_s=float(spec.drain.timeout_seconds),
         port=RUNTIME_PORT,
     )
+
+
+def _cache_bytes(service: InferenceService, verdict: Admission, precision: Precision) -> int:
+    if verdict.candidate is not None and verdict.candidate.spec.sharing is not None:
+        return cache_within_share(service.spec, precision, verdict.candidate.spec)
+    return 0 if service.spec.cache.memory is None else parse_bytes(service.spec.cache.memory)
 
 
 def _address(key: Key, settings: FleetSettings) -> str:

@@ -31,7 +31,7 @@ def choose(requirements: dict[str, str], *classes: GPUClass, workload: Workload 
         build_node(f"n-{item.metadata.name}", gpu=item.metadata.name, resource=item.spec.resource) for item in classes
     ]
     snapshot = build_snapshot(*classes, nodes=nodes)
-    service = build_service(accelerator={"requirements": requirements, **accelerator})
+    service = build_service(accelerator={"requirements": requirements, **accelerator}, cache={"memory": "1Gi"})
     return rank_classes(service.spec, snapshot.gpu_classes, Supply(snapshot), workload or Workload())
 
 

@@ -148,3 +148,30 @@ def test_the_sequence_length_that_is_suggested_fits_and_a_page_more_does_not(gib
         assert beyond is not None
         assert fit.fits
         assert not beyond.fits
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        pytest.param({"cache": {"memory": "1Gi"}}, 2**30, id="stated"),
+        pytest.param({}, int((48 * 2**30 - 16_060_522_496 - 179_634_176) * 0.8), id="from the shape"),
+    ],
+)
+def test_on_a_time_sliced_class_the_cache_stays_within_the_share(spec, expected):
+    shared = build_gpu_class("shared", memory="96Gi", sharing={"timeSlicedReplicas": 2})
+    accelerator = {"classes": ["shared"], "sharing": "TimeSliced"}
+    service = build_service(model={"uri": "hf://org/chat@v1", "shape": SHAPE}, accelerator=accelerator, **spec)
+
+    assert plan(service, shared).launch.cache_bytes == expected
+
+
+def test_an_unbounded_cache_is_refused_on_a_time_sliced_class():
+    shared = build_gpu_class("shared", sharing={"timeSlicedReplicas": 2})
+    refusal = plan(build_service(accelerator={"classes": ["shared"], "sharing": "TimeSliced"}), shared).refusal
+
+    assert refusal.reason == "CacheUnbounded"
+    assert refusal.next_step.startswith("Set spec.cache.memory or spec.model.shape")
+
+
+def test_on_whole_devices_the_replica_sizes_its_cache_itself():
+    assert plan(build(), L4).launch.cache_bytes == 0
