@@ -340,7 +340,7 @@ BROKEN_INPUTS: dict[str, list[Expected]] = {
         (8, "data", "an unknown field", "one of the fields apiVersion, kind, metadata, spec, status"),
     ],
     "unsupported-precision.yaml": [
-        (9, "spec.precision.preset", '"INT8"', "one of Auto, FP32, BF16, FP16"),
+        (9, "spec.precision.preset", '"INT2"', "one of Auto, FP32, BF16, FP16, INT8, INT4"),
     ],
     "uri-escapes-volume.yaml": [
         (
