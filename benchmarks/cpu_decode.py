@@ -85,12 +85,13 @@ class Served(Protocol):
 class Windlass:
     """The replica's engine on the torch backend."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, backend: Any = None) -> None:
+        """backend  loaded by the caller; None loads the folder as it is stored"""
         from windlass_runtime.backends.load import load_backend
         from windlass_runtime.loop import Engine, EngineLimits
         from windlass_runtime.metrics import RuntimeMetrics
 
-        backend = load_backend(folder, max_running_requests=CONCURRENT)
+        backend = backend or load_backend(folder, max_running_requests=CONCURRENT)
         self._engine = Engine(backend, None, EngineLimits(), RuntimeMetrics("benchmark"))
         self._engine.start()
         self._served = 0
@@ -237,7 +238,9 @@ def _wait_until(moment: float) -> None:
     time.sleep(max(0.0, moment - time.perf_counter()))
 
 
-def measure(engine: str, folder: Path, threads: int, prompt_tokens: int, new_tokens: int) -> dict[str, float]:
+def measure(
+    load: Callable[[Path], Served], folder: Path, threads: int, prompt_tokens: int, new_tokens: int
+) -> dict[str, float]:
     """Everything about one engine in this process, after a warm-up."""
     import torch
 
@@ -248,7 +251,7 @@ def measure(engine: str, folder: Path, threads: int, prompt_tokens: int, new_tok
         return [rng.randrange(VOCABULARY) for _ in range(length)]
 
     started = time.perf_counter()
-    served = ENGINES[engine](folder)
+    served = load(folder)
     load_s = time.perf_counter() - started
     served.serve([Arrival(0.0, draw(16))], 4)
     one = served.serve([Arrival(0.0, draw(prompt_tokens))], new_tokens)[0]
@@ -407,7 +410,11 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.worker:
         figures = measure(
-            arguments.worker, arguments.folder, arguments.threads, arguments.prompt_tokens, arguments.new_tokens
+            ENGINES[arguments.worker],
+            arguments.folder,
+            arguments.threads,
+            arguments.prompt_tokens,
+            arguments.new_tokens,
         )
         print(json.dumps(figures), flush=True)
         os._exit(0)  # engines keep threads that would wait for more work
