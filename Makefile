@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.windlass-installed
 PYTEST ?= $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test control-plane e2e conformance verify lock lint format types layers generate manifests images model bench bench-autoscaling bench-control-plane bench-gateway gpu-check clean
+.PHONY: help setup demo test control-plane e2e conformance verify lock lint format types layers generate manifests images model recipes bench bench-quantized bench-autoscaling bench-control-plane bench-gateway gpu-check clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 16
@@ -69,8 +69,18 @@ model: $(STAMP)  ## train the shipped model anew: about half an hour on 2 cores,
 	$(BIN)/python examples/models/train/train.py build/corpus build/windlass-tiny
 	$(BIN)/python examples/models/train/publish.py build/corpus build/windlass-tiny examples/models/windlass-tiny
 
+TINY := examples/models/windlass-tiny
+recipes: $(STAMP) ## calibrate the shipped model's recipes on the project's own documentation, and draw them: some minutes
+	mkdir -p build && cat README.md docs/*.md docs/howto/*.md > build/calibration.txt
+	for precision in int8 int4; do $(BIN)/windlass-runtime calibrate $(TINY) --data build/calibration.txt --heldout $(TINY)/heldout.txt --precision $$precision --recipe $(TINY)/recipes/$$precision || exit 1; done
+	$(BIN)/windlass-runtime report $(TINY)/recipes/int8 $(TINY)/recipes/int4 --target docs/benchmarks/recipes
+
 bench: $(STAMP)  ## compare decoding on this CPU with transformers; needs a quiet machine
 	$(BIN)/python benchmarks/cpu_decode.py --output build/cpu_decode.json
+
+# PEERS is an environment with the other engines, as benchmarks/cpu_quantized.py says.
+bench-quantized: $(STAMP) ## compare 8- and 4-bit decoding on this CPU with other engines; needs a quiet machine
+	$(BIN)/python benchmarks/cpu_quantized.py --output build/cpu_quantized.json $(if $(PEERS),--peers-python $(PEERS)/bin/python)
 
 bench-gateway: $(STAMP)  ## hold thousands of streams open through the gateway to simulated replicas; needs a quiet machine
 	$(BIN)/python benchmarks/gateway_streams.py --output build/gateway_streams.json

@@ -261,6 +261,24 @@ def calibrate(
         calibrate_command.run(model, data, heldout, recipe, options, restart=restart, as_json=output == "json")
 
 
+@command_line.command()
+@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--target", required=True, type=click.Path(path_type=Path), help="Folder for the charts.")
+@click.option("--model", help="Also measure tokens per second of MODEL with each recipe, on this machine's CPU.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Time for each speed.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def report(recipes: tuple[Path, ...], target: Path, model: str | None, seconds: float, output: str) -> None:
+    """Draw what RECIPES gain and cost: error by layer, size against quality, speed against quality."""
+    from windlass_runtime.checkpoint.source import resolve_model
+    from windlass_runtime.jobs import report as reports
+
+    with _exit_on_fault():
+        subjects = reports.read_subjects(recipes)
+        speeds = reports.measure_speeds(resolve_model(model), recipes, seconds) if model else {}
+        figures = reports.write_report(subjects, speeds, target)
+    click.echo(json.dumps(figures) if output == "json" else reports.render_table(figures))
+
+
 def _show_for(output: str) -> Any:
     if output == "json":
         return lambda _: None

@@ -129,3 +129,48 @@ def test_an_answer_ends_by_itself(question, reference, tokenizer):
 
     assert len(answer) > 5
     assert answer[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(("precision", "most_lost"), [("INT8", 0.005), ("INT4", 0.01)])
+def test_a_shipped_recipe_keeps_the_quality_that_it_states(precision, most_lost):
+    """Bits per byte of the excerpt, as the served model gives them: the promise of docs/howto/calibrate.md."""
+    from windlass_runtime.quant.recipe import read_recipe
+
+    recipe = read_recipe(MODEL / "recipes" / precision.lower())
+    exact, quantized = (heldout_nats(name) for name in ("FP32", precision))
+
+    assert recipe.quality.perplexity_loss <= most_lost
+    # The gate scores windows of 512 tokens, this test fewer of 256: the loss is the same within its own spread.
+    assert math.exp(quantized - exact) - 1.0 <= most_lost + 0.003
+    assert sum(path.stat().st_size for path in (MODEL / "recipes" / precision.lower()).iterdir()) < 4_000_000
+
+
+@torch.inference_mode()
+def heldout_nats(precision):
+    """Mean nats per token of a part of heldout.txt, from the backend that a replica serves with."""
+    from windlass_contract.launch_spec import Precision
+    from windlass_runtime.backends.base import Row
+    from windlass_runtime.backends.load import load_backend
+    from windlass_runtime.model.ragged import lay_out
+    from windlass_runtime.tokenizer import Tokenizer
+
+    backend = load_backend(MODEL, precision=Precision(precision), max_running_requests=1, max_sequence_tokens=256)
+    tokens = Tokenizer.load(MODEL).encode((MODEL / "heldout.txt").read_text("utf-8"), add_special_tokens=False)
+    nats, count = 0.0, 0
+    for start in range(0, 20 * 255, 255):
+        window = [1, *tokens[start : start + 255]]
+        step = lay_out([Row("r", tuple(window[:-1]), 0, (0, 1, 2, 3), True)], torch.device("cpu"))
+        logits = backend._decoder.forward(step, backend._store, torch.arange(255)).double().log_softmax(-1)
+        nats -= logits.gather(1, torch.tensor(window[1:])[:, None]).sum().item()
+        count += len(window) - 1
+    return nats / count
+
+
+def test_the_python_interface_serves_the_shipped_recipe(tokenizer):
+    from windlass_runtime import AutoModel, InferenceConfig
+
+    prompt = tokenizer(PROMPTS[0])["input_ids"]
+    with AutoModel.from_pretrained(MODEL, config=InferenceConfig(precision="int8")) as model:
+        output = model.generate(prompt, max_new_tokens=24)
+
+    assert tokenizer.decode(output).startswith("<|bos|>The scheduler assigns a pod to the pod's scheduler")

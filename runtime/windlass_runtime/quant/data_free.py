@@ -46,7 +46,6 @@ def read_matrix(spec: ModelSpec, tensors: CheckpointTensors, name: str) -> round
 
 def round_plainly(weight: rounding.Floats, entry: TensorRecipe) -> rounding.Rounded:
     """Nearest codes, as if every input were used alike."""
-    alike = np.ones(weight.shape[1], np.float32)
     if entry.format is Format.INT4:
-        return rounding.round_groups(weight, entry.group, alike)
-    return rounding.round_rows(weight, alike)
+        return rounding.round_groups(weight, entry.group, np.ones(weight.shape[1], np.float32))
+    return rounding.round_rows(weight, None)

@@ -43,9 +43,10 @@ class Rounded:
         return (self.codes.reshape(n, groups, -1) * wide[:, :, None]).reshape(self.codes.shape)
 
 
-def round_rows(weight: Floats, importance: Floats) -> Rounded:
-    """8 bits, one scale per row, each cut off where the weighted error is least."""
-    scales = _choose_scales(weight, importance, LARGEST_8, _CLIPS_8)
+def round_rows(weight: Floats, importance: Floats | None) -> Rounded:
+    """8 bits, one scale per row, each cut off where the weighted error is least; without importance nothing is."""
+    clips = _CLIPS_8 if importance is not None else (1.0,)
+    scales = _choose_scales(weight, importance, LARGEST_8, clips)
     return Rounded(_nearest(weight, scales[:, None], LARGEST_8), scales)
 
 
@@ -95,14 +96,16 @@ def ratio_db(signal: float, noise: float) -> float:
     return float(np.clip(10.0 * np.log10(signal / noise), -200.0, 200.0))
 
 
-def _choose_scales(values: Floats, importance: Floats, largest: int, clips: tuple[float, ...]) -> Floats:
+def _choose_scales(values: Floats, importance: Floats | None, largest: int, clips: tuple[float, ...]) -> Floats:
     """One scale for each line of the last axis: of all clips the one with the least weighted error."""
-    peak = np.maximum(np.abs(values).max(axis=-1) / np.float32(largest), _SMALLEST_SCALE).astype(np.float32)
+    peak: Floats = np.maximum(np.abs(values).max(axis=-1) / np.float32(largest), _SMALLEST_SCALE).astype(np.float32)
+    if len(clips) == 1:
+        return peak
     best, least = peak, np.full(peak.shape, np.inf, np.float32)
     for clip in clips:
         scales = np.maximum(peak * np.float32(clip), _SMALLEST_SCALE)
         error = values - _nearest(values, scales[..., None], largest) * scales[..., None]
-        total = (np.square(error) * importance).sum(axis=-1)
+        total = (np.square(error) * (1.0 if importance is None else importance)).sum(axis=-1)
         better = total < least
         best, least = np.where(better, scales, best), np.where(better, total, least)
     result: Floats = best.astype(np.float32)
