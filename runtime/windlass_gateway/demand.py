@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from typing import Any, Final
 
 _BYTES_PER_TOKEN: Final = 4
@@ -16,8 +17,9 @@ _TOKENS_PER_MESSAGE: Final = 4
 """What a chat template puts around each message, roughly."""
 _ASSUMED_ANSWER: Final = 256
 """Tokens of an answer to a request that sets no bound."""
-_MAX_PARSED_BYTES: Final = 2**20
+_MAX_PARSED_BYTES: Final = 128 * 2**10
 """A longer body is not parsed, which would hold up everybody else; its length is the estimate."""
+_BOUND: Final = re.compile(rb'"max_(?:completion_)?tokens"\s*:\s*(\d{1,9})\b')
 _MAX_CHOICES: Final = 128
 
 
@@ -34,16 +36,16 @@ NOTHING: Final = Demand()
 
 def estimate_demand(body: bytes) -> Demand:
     """Estimate the tokens of one completion request. A body that cannot be read counts by its length."""
-    by_length = Demand(_tokens_of_bytes(len(body)), _ASSUMED_ANSWER)
     if len(body) > _MAX_PARSED_BYTES:
-        return by_length
+        bound = _BOUND.search(body)
+        return Demand(_tokens_of_bytes(len(body)), int(bound[1]) if bound is not None else _ASSUMED_ANSWER)
     try:
         parsed = json.loads(body)
+        if isinstance(parsed, dict):
+            return Demand(_prompt_tokens(parsed), _answer_tokens(parsed))
     except (ValueError, RecursionError):
-        return by_length
-    if not isinstance(parsed, dict):
-        return by_length
-    return Demand(_prompt_tokens(parsed), _answer_tokens(parsed))
+        pass
+    return Demand(_tokens_of_bytes(len(body)), _ASSUMED_ANSWER)
 
 
 def _prompt_tokens(parsed: dict[str, Any]) -> int:

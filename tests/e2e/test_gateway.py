@@ -137,6 +137,33 @@ def test_a_revoked_key_stops_opening(kube: KubeClient, gateway: ClusterGateway) 
         kube.apply(tenant("b", "team-b", gpus=GPUS["b"], access=old))
 
 
+def test_rates_of_a_tenant_hold_for_its_own_requests_until_they_are_lifted(
+    kube: KubeClient, gateway: ClusterGateway
+) -> None:
+    kube.apply(service())
+    kube.apply(service(namespace="team-b"))
+    wait_status(gateway, 200)
+    wait_status(gateway, 200, "team-b/chat", RIVAL_KEY)
+    access = {"keys": [{"name": "first", "sha256": digest_key(RIVAL_KEY)}]}
+    few = {"requestsPerMinute": 1, "services": [{"namespace": "team-b", "name": "chat", "concurrentRequests": 1}]}
+
+    kube.apply(tenant("b", "team-b", gpus=GPUS["b"], access=access, rates=few))
+    try:
+        wait_status(gateway, 429, "team-b/chat", RIVAL_KEY)
+        _, words, headers = gateway.ask("team-b/chat", RIVAL_KEY)
+        others = [status_of(gateway) for _ in range(5)]
+    finally:
+        kube.apply(tenant("b", "team-b", gpus=GPUS["b"], access=access))
+    wait_status(gateway, 200, "team-b/chat", RIVAL_KEY)
+    again = [status_of(gateway, "team-b/chat", RIVAL_KEY) for _ in range(5)]
+
+    assert words["error"]["code"] == "rate_limit_exceeded"
+    assert 1 <= int(headers["Retry-After"]) <= 60
+    assert headers["X-Ratelimit-Limit-Requests"] == "1"
+    assert set(others) == set(again) == {200}
+    assert 'limit="requestsPerMinute"' in gateway.metrics()
+
+
 def test_a_deleted_service_is_no_longer_found(kube: KubeClient, gateway: ClusterGateway) -> None:
     kube.apply(service("keeper"))
     kube.apply(service())

@@ -44,10 +44,17 @@ def test_tokens_are_estimated_from_the_fields_that_cost(body: object, expected: 
         pytest.param(b"\xff\xfe{}", id="no UTF-8"),
         pytest.param(b"[" * 100_000, id="nested"),
         pytest.param(b'{"prompt": "' + b"x" * 2**20 + b'"}', id="too long to parse"),
+        pytest.param(b'{"prompt": ' + b"[" * 700 + b"]" * 700 + b"}", id="nested deeper than a walk can go"),
     ],
 )
 def test_a_body_that_is_not_read_counts_by_its_length(body: bytes) -> None:
     assert estimate_demand(body) == Demand(-(-len(body) // 4), 256)
+
+
+def test_the_bound_of_an_answer_is_found_in_a_body_that_is_too_long_to_parse() -> None:
+    body = json.dumps({"max_tokens": 7, "prompt": "x" * 2**20, "n": 2}).encode()
+
+    assert estimate_demand(body) == Demand(-(-len(body) // 4), 7)
 
 
 values = st.recursive(
