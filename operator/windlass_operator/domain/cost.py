@@ -12,11 +12,13 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Final
 
 from windlass_operator.api.v1alpha1.cost import Cost
+from windlass_operator.domain.canary_plan import canary_key
 from windlass_operator.domain.gpu_need import price_of
-from windlass_operator.domain.snapshot import Key, Snapshot
+from windlass_operator.domain.snapshot import Key, Snapshot, Workload
 from windlass_operator.domain.tenancy import owners
 
 WINDOW_S: Final = 3600.0
@@ -37,15 +39,32 @@ def money_per_million(money: float, tokens: float) -> float | None:
 
 
 def spending_per_hour(key: Key, snapshot: Snapshot) -> float | None:
-    """Price of what the pods of a service hold, for an hour; None when it has no GPU or nobody stated a price."""
-    service, workload = snapshot.services.get(key), snapshot.workloads.get(key)
-    if service is None or workload is None or service.spec.accelerator is None:
+    """Price of what the pods of a service and its canaries hold, for an hour; None when it has no GPU or nobody stated
+    a price.
+    """
+    service = snapshot.services.get(key)
+    if service is None or service.spec.accelerator is None:
         return None
-    gpu_class = snapshot.gpu_classes.get(workload.gpu_class)
-    price = None if gpu_class is None else price_of(gpu_class.spec)
-    if price is None:
-        return None
-    return float(price) * workload.placed * service.spec.accelerator.count
+    workloads = (key, *(canary_key(key, canary.name) for canary in service.spec.canaries))
+    count = service.spec.accelerator.count
+    prices = [
+        float(price) * devices
+        for other in workloads
+        if (workload := snapshot.workloads.get(other)) is not None
+        for name, devices in _held(workload, count)
+        if (price := _price_of(name, snapshot)) is not None
+    ]
+    return sum(prices) if prices else None
+
+
+def _held(workload: Workload, per_pod: int) -> tuple[tuple[str, int], ...]:
+    """Devices that pods on nodes hold, by class: what their claims were given, else what they asked for."""
+    return workload.claimed or ((workload.gpu_class, workload.placed * per_pod),)
+
+
+def _price_of(gpu_class: str, snapshot: Snapshot) -> Fraction | None:
+    found = snapshot.gpu_classes.get(gpu_class)
+    return None if found is None else price_of(found.spec)
 
 
 def plan_spending(snapshot: Snapshot) -> dict[Key, float]:

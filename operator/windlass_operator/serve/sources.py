@@ -46,6 +46,9 @@ from windlass_operator.serve.shared_read import Observe, SharedRead
 log = logging.getLogger(__name__)
 
 SELECTOR: Final = f"{labels.MANAGED_BY}={labels.MANAGER},{labels.COMPONENT}={labels.RUNTIME}"
+WITH_CANARIES: Final = (
+    f"{labels.MANAGED_BY}={labels.MANAGER},{labels.COMPONENT} in ({labels.RUNTIME},{labels.CANARY_COMPONENT})"
+)
 MAX_EXPOSITION_BYTES: Final = 4 * 1024 * 1024
 """Longest page of metrics that is read; a replica is a tenant's process and may send anything."""
 
@@ -72,9 +75,14 @@ class ReplicaDirectory:
     """The pods of all InferenceServices, listed once per interval."""
 
     def __init__(
-        self, client: KubernetesClient, settings: AdapterSettings, clock: Clock, observe: Observe = lambda *_: None
+        self,
+        client: KubernetesClient,
+        settings: AdapterSettings,
+        clock: Clock,
+        observe: Observe = lambda *_: None,
+        selector: str = SELECTOR,
     ) -> None:
-        self._client, self._namespaces = client, settings.namespaces
+        self._client, self._namespaces, self._selector = client, settings.namespaces, selector
         self._shared = SharedRead[tuple[Replica, ...]](
             "pods", self._list_all, (), interval_s=settings.interval_s, clock=clock, observe=observe
         )
@@ -97,7 +105,7 @@ class ReplicaDirectory:
             [
                 parse_replica(pod)
                 for namespace in self._namespaces or ("",)
-                async for pod in self._client.list_items(KINDS["Pod"].path(namespace), SELECTOR)
+                async for pod in self._client.list_items(KINDS["Pod"].path(namespace), self._selector)
             ]
         )
 

@@ -14,7 +14,14 @@ from windlass_operator.domain.cost import TokenCounters
 from windlass_operator.domain.snapshot import Key
 from windlass_operator.serve.readings import fresh_sample
 from windlass_operator.serve.settings import PROMETHEUS, REPLICAS, AdapterSettings
-from windlass_operator.serve.sources import Clock, PrometheusSource, ReplicaDirectory, ReplicaSource, Source
+from windlass_operator.serve.sources import (
+    WITH_CANARIES,
+    Clock,
+    PrometheusSource,
+    ReplicaDirectory,
+    ReplicaSource,
+    Source,
+)
 from windlass_operator.settings import OperatorSettings
 
 COUNTERS: Final = (metric_names.PROMPT_TOKENS_TOTAL, metric_names.GENERATED_TOKENS_TOTAL)
@@ -27,7 +34,7 @@ class TokenUsage:
 
     def __init__(self, client: KubernetesClient, settings: AdapterSettings, clock: Clock) -> None:
         self._settings = settings
-        self._directory = ReplicaDirectory(client, settings, clock)
+        self._directory = ReplicaDirectory(client, settings, clock, selector=WITH_CANARIES)
         self._source: Source = (
             PrometheusSource(settings, clock, metrics=COUNTERS)
             if settings.source == PROMETHEUS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from support.builders import build_gpu_class, build_service, build_snapshot, build_tenant, build_workload
 from windlass_operator.api.v1alpha1.cost import Cost
+from windlass_operator.domain.canary_plan import canary_key
 from windlass_operator.domain.cost import (
     CostLedger,
     Figures,
@@ -48,6 +51,19 @@ def build_cost(**fields: object) -> Cost:
 
 def test_a_service_spends_the_price_of_what_its_pods_on_nodes_hold() -> None:
     assert plan_spending(build_fleet(placed=3)) == {CHAT: 7.5}
+
+
+def test_canaries_cost_too_and_claims_cost_what_they_were_given() -> None:
+    service = build_service(accelerator={"classes": ["h200"]}, canaries=[{"name": "next", "trafficPercent": 10}])
+    classes = (build_gpu_class("h200", pricePerHour="4"), build_gpu_class("a100", pricePerHour="2"))
+    workloads = {
+        CHAT: build_workload(3, gpu_class="h200", placed=3, claimed=(("a100", 2), ("h200", 1))),
+        canary_key(CHAT, "next"): build_workload(1, gpu_class="h200", placed=1),
+    }
+
+    snapshot = dataclasses.replace(build_snapshot(service, *classes), workloads=workloads)
+
+    assert plan_spending(snapshot) == {CHAT: 2 * 2 + 4 + 4}
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ class FakeClient:
         self._names = names
 
     async def list_items(self, path: str, selector: str) -> AsyncIterator[dict[str, Any]]:
+        assert "app.kubernetes.io/component in (runtime,canary)" in selector, (
+            "canaries serve the tokens of a service too"
+        )
         for name in self._names:
             metadata = {"name": name, "namespace": "team-a", "labels": {"app.kubernetes.io/instance": "chat"}}
             yield {"metadata": metadata, "status": {"podIP": "10.0.0.7"}}
