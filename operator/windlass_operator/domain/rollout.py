@@ -185,17 +185,18 @@ def plan_rollout(
     if replicas == 0:
         return RolloutPlan(1, 0, 0, reason="nothing runs")
     shortage = _describe_shortage(room, bool(state.refused), ahead)
+    seat = "device" if on_gpu else "place on a node"
     if not state.moving:
-        plan = _plan_exchange(replicas, promise, state, shortage)
+        plan = _plan_exchange(replicas, promise, state, shortage, seat)
         if plan is not None:
             return plan
     if ahead and not state.refused:
         reason = f"{shortage}; the old pods keep serving until it is this one's turn"
         return RolloutPlan(1, 0, promise, paused=True, reason=reason)
-    return _plan_blocked(replicas, promise, room, shortage, state)
+    return _plan_blocked(replicas, promise, room, shortage, state, seat)
 
 
-def _plan_exchange(replicas: int, promise: int, state: Replacement, shortage: str) -> RolloutPlan | None:
+def _plan_exchange(replicas: int, promise: int, state: Replacement, shortage: str, seat: str) -> RolloutPlan | None:
     """Stop a pod before its successor starts; None where that would break the promise.
 
     The controller keeps `replicas - max_unavailable` ready, and pods without a place are unavailable already.
@@ -204,7 +205,7 @@ def _plan_exchange(replicas: int, promise: int, state: Replacement, shortage: st
     placed = replicas - short
     if placed > promise:
         reason = (
-            f"{shortage}, so one pod stops, then its successor takes the device; {placed - 1} of {replicas} stay up, "
+            f"{shortage}, so one pod stops, then its successor takes the {seat}; {placed - 1} of {replicas} stay up, "
             f"minAvailable is {promise}"
         )
         return RolloutPlan(0, 1 + short, promise, reason=reason)
@@ -241,14 +242,16 @@ def _plan_steady(replicas: int, promise: int, on_gpu: bool) -> RolloutPlan:
     return RolloutPlan(1, 0, promise, reason=reason)
 
 
-def _plan_blocked(replicas: int, promise: int, room: int | None, shortage: str, state: Replacement) -> RolloutPlan:
+def _plan_blocked(
+    replicas: int, promise: int, room: int | None, shortage: str, state: Replacement, seat: str
+) -> RolloutPlan:
     why = (
         "a stopped pod would free a device of the class that the service leaves"
         if state.moving
         else f"minAvailable {promise} of {replicas} forbids stopping one first"
     )
-    lower = "" if state.moving else ", or lower spec.rollout.minAvailable"
-    ways_out = f"free a device or raise the quota{lower}"
+    lower = "" if state.moving else ", lower spec.rollout.minAvailable"
+    ways_out = f"free a {seat}{lower}, or raise the quota"
     short = state.short(replicas)
     return RolloutPlan(
         # A pod that waits for a device is there already where the service is short of one; a second is of no use.
@@ -256,7 +259,7 @@ def _plan_blocked(replicas: int, promise: int, room: int | None, shortage: str, 
         short,
         promise,
         blocked=room is not None or state.refused > 0,
-        reason=f"{shortage}, and {why}: without a device a rollout waits and the old pods keep serving; {ways_out}",
+        reason=f"{shortage}, and {why}: without a {seat} a rollout waits and the old pods keep serving; {ways_out}",
     )
 
 
