@@ -20,6 +20,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "validate": ("windlass_operator.cli.validate:validate", "Report every error of every document."),
     "render": ("windlass_operator.cli.render:render", "Print the objects the operator would apply."),
     "explain": ("windlass_operator.cli.explain:explain", "Say in words what was chosen and why."),
+    "plan": ("windlass_operator.cli.plan:plan", "Say what applying some files to a cluster would change."),
     "cost": ("windlass_operator.cli.cost:cost", "Say what serving costs: by tenant, by optimisation, rented or owned."),
     "shape": ("windlass_operator.cli.shape:shape", "Print the sizes of a checkpoint for spec.model.shape."),
     "up": ("windlass_operator.cli.up:up", "Run the services of some files on this machine."),

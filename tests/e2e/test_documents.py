@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.own_plane, pyte
 
 DOCS = ROOT / "docs"
 INSTALL, UPGRADE, TROUBLESHOOTING = DOCS / "howto/install.md", DOCS / "howto/upgrade.md", DOCS / "troubleshooting.md"
+PLAN = DOCS / "howto/plan.md"
 SYSTEM = "windlass-system"
 LEFT_OUT = re.compile(r"^make |port-forward|^curl | logs ")
 
@@ -125,6 +126,7 @@ def test_a_reader_installs_serves_upgrades_rolls_back_and_removes_everything_wit
             lambda: admin.list("scheduling.k8s.io/v1", "PriorityClass", "", "app.kubernetes.io/part-of=windlass"), bool
         )
         typed = reader.follow(INSTALL, "Check")
+        reader.follow(PLAN, "Plan before apply")
         reader.follow(TROUBLESHOOTING, "Troubleshooting")
         reader.follow(TROUBLESHOOTING, "403 Forbidden")
         reader.follow(TROUBLESHOOTING, "CRDs missing")

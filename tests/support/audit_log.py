@@ -24,6 +24,8 @@ class Write:
     code: int
     started_s: float
     answered_s: float
+    dry_run: bool = False
+    """Whether the server only said what it would do."""
 
     @property
     def succeeded(self) -> bool:
@@ -47,8 +49,15 @@ class AuditLog:
         return self._path.stat().st_size if self._path.exists() else 0
 
     def writes(self, since: int = 0, user: str = "") -> list[Write]:
-        """Everything written since a mark, by one user or by all."""
-        return [write for write in self._read(since) if not user or write.user == user]
+        """Everything written since a mark, by one user or by all. What wrote nothing is left out: dry runs, and
+        questions that are asked by creating a review.
+        """
+        written = (write for write in self._read(since) if not write.dry_run and not write.resource.endswith("reviews"))
+        return [write for write in written if not user or write.user == user]
+
+    def dry_runs(self, since: int = 0) -> list[Write]:
+        """Everything that was tried without writing it since a mark."""
+        return [write for write in self._read(since) if write.dry_run]
 
     def wait_until_quiet(self, user: str, *, quiet_s: float = 3.0, timeout_s: float = 60.0) -> None:
         """Return once a user has written nothing for a while. Raises AssertionError with what it still writes."""
@@ -82,6 +91,7 @@ def parse_write(event: dict[str, Any]) -> Write:
         code=(event.get("responseStatus") or {}).get("code", 0),
         started_s=_epoch(event["requestReceivedTimestamp"]),
         answered_s=_epoch(event["stageTimestamp"]),
+        dry_run="dryRun=All" in event.get("requestURI", ""),
     )
 
 

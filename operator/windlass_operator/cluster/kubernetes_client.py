@@ -8,7 +8,8 @@ Nothing is retried here except one request after a 401 with fresh credentials: t
   410, 429, 5xx, timeouts      RetryLater, after Retry-After where the server says so
   400, 403 on writes, 413, 422 ApplyRejected with a reason for the owner's status
   500 for want of a webhook    the same
-  401, 403 on reads, no route  ClusterUnavailable
+  401, no route                ClusterUnavailable
+  403 on reads                 Forbidden (ClusterUnavailable)
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class NotFound(errors.ApplyRejected):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, reason="NotFound")
+
+
+class Forbidden(errors.ClusterUnavailable):
+    """We may not read this."""
 
 
 class KubernetesClient:
@@ -273,7 +278,7 @@ def error_of(
     if status == 401:
         return errors.ClusterUnavailable(f"{where}: expected valid credentials, found none that the server accepts")
     if status == 403 and method == "GET":
-        return errors.ClusterUnavailable(f"{where}: expected the permission to read")
+        return Forbidden(f"{where}: expected the permission to read")
     return errors.ApplyRejected(message, reason=_rejection_reason(status, message))
 
 

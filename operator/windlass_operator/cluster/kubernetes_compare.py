@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
@@ -48,6 +49,20 @@ _SUFFIXES: Final[Mapping[str, Decimal]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """One field of a live object that is not as it should be."""
+
+    path: str
+    wanted: Any
+    found: Any
+
+    def __str__(self) -> str:
+        if isinstance(self.wanted, list) and isinstance(self.found, list):
+            return f"{self.path}: expected {len(self.wanted)} items, found {len(self.found)}"
+        return f"{self.path}: expected {_brief(self.wanted)}, found {_brief(self.found)}"
+
+
 def hash_manifest(manifest: Mapping[str, Any]) -> str:
     """Return a short digest of an object, independent of key order and of the hash annotation itself."""
     plain, metadata = dict(manifest), manifest.get("metadata", {})
@@ -65,6 +80,11 @@ def applied_hash(live: Mapping[str, Any]) -> str:
 
 def differences(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> tuple[str, ...]:
     """Return `path: expected X, found Y` for every wanted field that the live object does not hold."""
+    return tuple(str(one) for one in divergences(wanted, live))
+
+
+def divergences(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> tuple[Divergence, ...]:
+    """Return every wanted field that the live object does not hold."""
     return tuple(_compare(wanted, live, ""))
 
 
@@ -96,7 +116,7 @@ def parse_quantity(text: object) -> Decimal | None:
     return value * _SUFFIXES[suffix] if value.is_finite() else None
 
 
-def _compare(wanted: Any, live: Any, path: str, quantities: bool = False) -> Iterator[str]:
+def _compare(wanted: Any, live: Any, path: str, quantities: bool = False) -> Iterator[Divergence]:
     if isinstance(wanted, Mapping) and isinstance(live, Mapping):
         for key, value in wanted.items():
             yield from _compare(
@@ -108,14 +128,14 @@ def _compare(wanted: Any, live: Any, path: str, quantities: bool = False) -> Ite
     elif isinstance(wanted, list) and isinstance(live, list):
         yield from _compare_lists(wanted, live, path)
     elif wanted != live and not _is_omitted(wanted, live) and not (quantities and _same_quantity(wanted, live)):
-        yield f"{path}: expected {_brief(wanted)}, found {_brief(live)}"
+        yield Divergence(path, wanted, live)
 
 
-def _compare_lists(wanted: Sequence[Any], live: Sequence[Any], path: str) -> Iterator[str]:
+def _compare_lists(wanted: Sequence[Any], live: Sequence[Any], path: str) -> Iterator[Divergence]:
     key = None if path.rpartition(".")[2] in POSITIONAL else _item_key(wanted)
     if key is None:
         if len(wanted) != len(live):
-            yield f"{path}: expected {len(wanted)} items, found {len(live)}"
+            yield Divergence(path, list(wanted), list(live))
             return
         for index, (item, found) in enumerate(zip(wanted, live, strict=True)):
             yield from _compare(item, found, f"{path}[{index}]")

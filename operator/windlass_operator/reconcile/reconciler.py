@@ -27,16 +27,15 @@ from windlass_operator.cluster.canary_meter import NoMeter
 from windlass_operator.cluster.protocol import Applied, Cluster
 from windlass_operator.domain import plan as planning
 from windlass_operator.domain import status as reporting
+from windlass_operator.domain.admission import key_of
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.fleet_view import Circle, FleetView, circle_of
-from windlass_operator.domain.revision import fingerprint
-from windlass_operator.domain.rollout_plan import RolloutClues
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.reconcile.canary_analysis import CanaryAnalyst
 from windlass_operator.reconcile.costs import CostBook
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, QueueClosed
 from windlass_operator.reconcile.refusals import Refusals
-from windlass_operator.render.pod import render_pod_template
+from windlass_operator.render.planned import plan_rendered
 from windlass_operator.render.tenant import render_tenant
 from windlass_operator.render.workload import render_service
 
@@ -133,13 +132,8 @@ class Reconciler:
     def _plan_service(
         self, service: InferenceService, snapshot: Snapshot, now: datetime.datetime
     ) -> planning.ServicePlan:
-        """Plan twice: how pods are replaced depends on whether the template, which the plan renders to, is another."""
-        view = self._view_of(snapshot, now)
-        plan = planning.plan_in_view(service, view)
-        if plan.action is not planning.Action.APPLY:
-            return plan
-        template = fingerprint(render_pod_template(plan, self._settings))
-        return planning.plan_in_view(service, view, RolloutClues(template, self._refusals.waited_s(plan.key, snapshot)))
+        waited_s = self._refusals.waited_s(key_of(service), snapshot)
+        return plan_rendered(service, self._view_of(snapshot, now), waited_s)
 
     @contextlib.asynccontextmanager
     async def _turn(self, plan: planning.ServicePlan, snapshot: Snapshot) -> AsyncIterator[None]:
