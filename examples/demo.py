@@ -123,11 +123,12 @@ def stream_answer(url: str, key: str, question: str, max_tokens: int, timeout_s:
         if response.status != 200:
             raise DemoFailed(f"the gateway answered {response.status}: {response.read().decode(errors='replace')}")
         for line in response:
-            data = line.decode().strip().removeprefix("data:").strip()
-            if data == "[DONE]":
+            field, _, data = line.decode().strip().partition(":")
+            if field != "data":  # a blank line between events, or a comment, which any server may send
+                continue
+            if data.strip() == "[DONE]":
                 return
-            if data:
-                yield parse_chunk(data)
+            yield parse_chunk(data)
         raise DemoFailed("the stream ended without [DONE]")
     finally:
         connection.close()
