@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from support.kube_client import KubeClient, eventually
-from support.services import APPS, condition, deployment, find, pods, service, wait_ready
+from support.services import APPS, OWNED, condition, deployment, find, pods, service, wait_ready
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator", "clean")]
 
@@ -124,6 +124,20 @@ def test_a_claim_falls_to_its_second_class_when_the_first_has_no_device_left(kub
 
     assert given(kube) == ["gpu/a100 on a100-1"] * 2 + ["gpu/b200 on b200-1"] * 2
     assert nodes_of(kube) == {"a100-1", "b200-1"}
+
+
+def test_the_hard_quota_of_a_namespace_counts_claimed_devices_too(kube: KubeClient) -> None:
+    counted = "gpu.nvidia.com.deviceclass.resource.k8s.io/devices"
+
+    def quota() -> dict[str, Any]:
+        found = kube.list("v1", "ResourceQuota", "team-a", OWNED)
+        return next(item["status"] for item in found if counted in item.get("spec", {}).get("hard", {}))
+
+    kube.apply(service(accelerator={**CLAIM, "classes": ["b200", "a100"]}, replicas=2))
+    wait_ready(kube)
+
+    found = eventually(quota, lambda status: status.get("used", {}).get(counted) == "2")
+    assert found["hard"][counted] == "16", "six H200, four A100 and six B200 have this DeviceClass"
 
 
 def test_another_claim_is_another_template_and_the_old_one_leaves_with_its_replica_set(kube: KubeClient) -> None:

@@ -87,11 +87,11 @@ def plan_tenant_in_view(tenant: Tenant, view: FleetView) -> TenantPlan:
 def _plan_hard(tenant: Tenant, view: FleetView) -> dict[str, str]:
     """Bounds of each namespace. Several classes can share one resource, so the planner alone tells classes apart."""
     quota, gpu_classes = tenant.spec.quota, view.snapshot.gpu_classes
-    devices = {gpu_class.spec.resource: 0 for gpu_class in gpu_classes.values()}
+    devices = {name: 0 for gpu_class in gpu_classes.values() for name in _counted_as(gpu_class)}
     for gpu in quota.gpus:
-        if gpu.name in gpu_classes:
-            devices[gpu_classes[gpu.name].spec.resource] += most_devices(tenant, gpu.name, view)
-    hard = {f"requests.{resource}": str(count) for resource, count in devices.items()}
+        for name in _counted_as(gpu_classes[gpu.name]) if gpu.name in gpu_classes else ():
+            devices[name] += most_devices(tenant, gpu.name, view)
+    hard = {name: str(count) for name, count in devices.items()}
     if quota.cpu is not None:
         hard["requests.cpu"] = quota.cpu
     if quota.memory is not None:
@@ -99,6 +99,13 @@ def _plan_hard(tenant: Tenant, view: FleetView) -> dict[str, str]:
     if quota.services is not None:
         hard["count/inferenceservices.windlass.dev"] = str(quota.services)
     return dict(sorted(hard.items()))
+
+
+def _counted_as(gpu_class: GPUClass) -> tuple[str, ...]:
+    """Names under which a ResourceQuota counts devices of a class: requested from a plugin, and claimed."""
+    requested = f"requests.{gpu_class.spec.resource}"
+    claimed = gpu_class.spec.device_class_name
+    return (requested,) if claimed is None else (requested, f"{claimed}.deviceclass.resource.k8s.io/devices")
 
 
 def _unknown_classes(tenant: Tenant, snapshot: Snapshot) -> tuple[Refusal, ...]:

@@ -63,8 +63,20 @@ def keys_to_wake(key: Key, before: Snapshot, after: Snapshot) -> frozenset[Key]:
     if key.kind == "Node":
         return frozenset(_wake_for_node(before, after, key.name))
     if claim_on_others(key, before) == claim_on_others(key, after):
-        return frozenset({key})
+        return frozenset({key, *_wake_for_places(key, before, after)})
     return frozenset({key, *(other for picture in (before, after) for other in _dependents(key, picture))})
+
+
+def _wake_for_places(key: Key, before: Snapshot, after: Snapshot) -> Iterator[Key]:
+    """The classes whose devices lie elsewhere now. No other plan reads where: a burst of pods wakes no services."""
+    pictures = [picture.workloads.get(key) for picture in (before, after)]
+    old, new = ((one.devices_by_node, one.claimed) if one is not None else ((), ()) for one in pictures)
+    if old == new:
+        return
+    for workload in pictures:
+        if workload is not None:
+            names = {workload.gpu_class, *(name for name, _ in workload.claimed)} - {""}
+            yield from (Key("GPUClass", "", name) for name in names)
 
 
 def _dependents(key: Key, snapshot: Snapshot) -> Iterator[Key]:
@@ -83,7 +95,7 @@ def _wake_for_service(key: Key, snapshot: Snapshot) -> Iterator[Key]:
     service, workload = snapshot.services.get(key), snapshot.workloads.get(key)
     classes = _classes(service)
     if workload is not None and workload.gpu_class:
-        classes |= {workload.gpu_class}
+        classes |= {workload.gpu_class, *(name for name, _ in workload.claimed)}
     classes |= {name for _, name, _, _ in _canaries(key, snapshot) if name}
     yield from (Key("GPUClass", "", name) for name in classes)
     for tenant in snapshot.tenants.values():

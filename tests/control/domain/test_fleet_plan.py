@@ -97,3 +97,13 @@ def test_a_class_is_counted_by_usable_nodes_and_held_devices():
 
 def test_a_class_offline_has_unknown_nodes():
     assert plan_gpu_class(build_gpu_class(), build_snapshot(nodes=None)).nodes is None
+
+
+def test_claimed_devices_are_bounded_too_where_a_class_names_a_device_class():
+    claimable = [build_gpu_class(name, deviceClassName="gpu.nvidia.com") for name in ("h200", "a100", "unlisted")]
+    tenant = build_tenant(gpus={"h200": 4, "a100": 2})
+
+    hard = plan_tenant(tenant, build_snapshot(tenant, *claimable), FleetSettings()).hard
+
+    assert hard["gpu.nvidia.com.deviceclass.resource.k8s.io/devices"] == "6"
+    assert hard["requests.nvidia.com/gpu"] == "6"

@@ -174,3 +174,26 @@ def test_a_tenant_that_leaves_a_cohort_wakes_those_it_leaves():
     )
 
     assert {FAR, TENANT_TWO} <= keys_to_wake(TENANT_ONE, SHARING, alone)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        pytest.param({"devices_by_node": (("n", 1),)}, {CHAT, H200}, id="its pod got a node"),
+        pytest.param({"claimed": (("a100", 1),)}, {CHAT, H200, A100}, id="its claim was given another class"),
+        pytest.param({"ready": 1}, {CHAT}, id="its pod became ready"),
+    ],
+)
+def test_where_devices_lie_concerns_their_classes_alone(change, expected):
+    workload = dataclasses.replace(FLEET.workloads[CHAT], **change)
+
+    assert keys_to_wake(CHAT, FLEET, dataclasses.replace(FLEET, workloads={CHAT: workload})) == expected
+
+
+def test_a_class_that_comes_concerns_services_that_choose_by_need():
+    spec = {"model": {"uri": "file:///m"}, "accelerator": {"requirements": {"memory": "40Gi"}}}
+    needy = InferenceService.model_validate({"metadata": {"name": "needy", "namespace": "a"}, "spec": spec})
+    after = with_service(needy)
+    before = dataclasses.replace(after, gpu_classes={})
+
+    assert service_key("needy") in keys_to_wake(H200, before, after)
