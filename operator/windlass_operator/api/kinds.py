@@ -106,9 +106,13 @@ GPU_CLASS: Final = Kind(
         Column("GPUs", ".status.gpus", "Devices on those nodes.", type="integer"),
         Column("Allocated", ".status.allocated", "Devices held by pods.", type="integer"),
         Column("Memory", ".spec.memory", "Memory of one device."),
+        Column("Price", ".spec.pricePerHour", "Price of one device for an hour."),
         AGE,
+        Column("Block", ".status.largestFreeBlock", "Most free devices on one node.", type="integer", wide=True),
+        Column("Lost", ".status.fragmented", "Devices lost to fragmentation.", type="integer", wide=True),
         Column("Capability", ".spec.computeCapability", "CUDA compute capability.", wide=True),
         Column("Resource", ".spec.resourceName", "Extended resource it asks for.", wide=True),
+        Column("MIG", ".spec.migProfile", "Slice it is.", wide=True),
     ),
 )
 
