@@ -14,7 +14,7 @@ from windlass_operator.cli import cost as cost_command
 from windlass_operator.cli.cost_files import Usage
 from windlass_operator.main import run
 
-EXAMPLES = Path(__file__).parents[3] / "examples" / "cost"
+EXAMPLES = Path(__file__).parents[3] / "docs" / "howto" / "cost"
 PRICES, THROUGHPUT, USAGE = (str(EXAMPLES / name) for name in ("prices.yaml", "throughput.yaml", "usage.csv"))
 
 
