@@ -127,7 +127,7 @@ def _grant_of_refused(service: InferenceService, view: FleetView) -> Grant | Non
     """Its share of the quota as long as its pods hold devices."""
     key = key_of(service)
     tenant = view.tenant_of(key.namespace)
-    return _grants(tenant, view).get(key) if tenant is not None and view.workload_of(key).devices else None
+    return _grants(tenant, view).get(key) if tenant is not None and view.workload_of(key).devices_to_come else None
 
 
 def _admit_on_cpu(wanted: ReplicaRange, reason: str) -> Admission:
@@ -254,7 +254,7 @@ def _hold(key: Key, workload: Workload, tenant: Tenant) -> Request:
 
 def _request(key: Key, service: InferenceService, tenant: Tenant, view: FleetView) -> Request | None:
     workload, accelerator = view.workload_of(key), service.spec.accelerator
-    if accelerator is None and not workload.devices:
+    if accelerator is None and not workload.devices_to_come:
         return None
     held = Request(
         key=key,
@@ -262,9 +262,9 @@ def _request(key: Key, service: InferenceService, tenant: Tenant, view: FleetVie
         classes=(workload.gpu_class,),
         least=0,
         most=0,
-        devices_per_replica=max(1, workload.devices),
+        devices_per_replica=max(1, workload.devices_to_come),
         held_class=workload.gpu_class,
-        held_devices=workload.devices,
+        held_devices=workload.devices_to_come,
         tenant=tenant.metadata.name,
         tier=service.spec.tier,
         floor=1,
@@ -274,7 +274,7 @@ def _request(key: Key, service: InferenceService, tenant: Tenant, view: FleetVie
     usable = usable and key not in _reservation(tenant, view).refusals
     candidates = _rank(service, view).candidates if usable else ()
     if accelerator is None or not candidates:
-        return held if workload.devices else None
+        return held if workload.devices_to_come else None
     wanted = replica_range(service.spec, view.settings.platform)
     leaving = bool(service.metadata.deletion_timestamp)
     return replace(

@@ -112,7 +112,8 @@ class FleetView:
             tenant = self.tenant_of(key.namespace)
             if tenant is not None and workload.gpu_class:
                 classes = held.setdefault(tenant.metadata.name, {})
-                classes[workload.gpu_class] = classes.get(workload.gpu_class, 0) + workload.devices
+                for name, count in ((workload.gpu_class, workload.devices), *workload.devices_left_behind):
+                    classes[name] = classes.get(name, 0) + count
         return held
 
     def members(self, circle: Circle) -> Sequence[Tenant]:

@@ -277,7 +277,7 @@ def _takes_quota(verdict: Admission, scaling: ScalingPlan | None, workload: Work
     if grant is None or not _carried_out(verdict):
         return False
     replicas = grant.replicas if scaling is None else scaling.min_replicas
-    return grant.gpu_class != workload.gpu_class or replicas * grant.devices_per_replica > workload.devices
+    return grant.gpu_class != workload.gpu_class or replicas * grant.devices_per_replica > workload.devices_to_come
 
 
 def _suggest(service: InferenceService, verdict: Admission, view: FleetView) -> tuple[Suggestion, ...]:

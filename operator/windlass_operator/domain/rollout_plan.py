@@ -82,13 +82,21 @@ def _room(
     accelerator = service.spec.accelerator
     if verdict.candidate is None or accelerator is None:
         return None
-    free, spare = view.supply.free(verdict.candidate.name), verdict.grant.spare_devices if verdict.grant else None
+    free, spare = view.supply.free(verdict.candidate.name), _spare(verdict, workload)
     return rollout_room(
         None if free is None else _without(free, claimed.devices) + lent.devices,
         None if spare is None else _without(spare, claimed.quota) + lent.quota,
         accelerator.count,
         workload,
     )
+
+
+def _spare(verdict: Admission, workload: Workload) -> int | None:
+    """Devices that the quota still gives; while the service moves, what it keeps for pods left behind is its own."""
+    if verdict.grant is None:
+        return None
+    kept = workload.devices_to_come - workload.devices if workload.gpu_class == verdict.grant.gpu_class else 0
+    return verdict.grant.spare_devices + kept
 
 
 def _without(free: int, claimed: int) -> int:

@@ -136,6 +136,11 @@ class Workload:
     """What quota decisions took from it, oldest first. Stored with the workload, in the write that took the replicas,
     so that budgets outlive a restart and never count what did not happen."""
 
+    @property
+    def devices_to_come(self) -> int:
+        """Devices of its class once no pod is left behind on another: what a quota keeps for it while it moves."""
+        return self.devices + sum(count for _, count in self.devices_left_behind)
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:

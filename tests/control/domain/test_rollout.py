@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.builders import build_workload
+from support.builders import build_gpu_class, build_node, build_service, build_snapshot, build_tenant, build_workload
+from windlass_operator.domain.fleet import FleetSettings
+from windlass_operator.domain.plan import plan_service
 from windlass_operator.domain.rollout import (
     Replacement,
     RolloutWay,
@@ -230,3 +232,25 @@ def test_a_budget_that_blocks_node_drains_says_so():
 
     assert "a node drain waits" in blocking.reason
     assert "may stop 2 of 3" in roomy.reason
+
+
+def test_a_service_that_moves_within_its_quota_is_not_blocked_by_the_pods_it_leaves_behind():
+    """Half-way: one pod on the new class, one on the old; the quota of the new class has room for exactly two."""
+    service = build_service(classes=["h200"], replicas=2, rollout={"minAvailable": 2})
+    pods = (revision("a", 1, 1, "a100"), revision("b", 1, 1, newest=True))
+    workload = build_workload(
+        2, gpu_class="h200", devices=1, devices_left_behind=(("a100", 1),), template="b", revisions=pods, max_surge=1
+    )
+    world = build_snapshot(
+        service,
+        build_gpu_class("h200"),
+        build_gpu_class("a100"),
+        build_tenant(gpus={"h200": 2, "a100": 2}),
+        nodes=[build_node("n1", gpu="h200", devices=2), build_node("n2", gpu="a100", devices=1)],
+        workloads={"team-a/chat": workload},
+    )
+
+    plan = plan_service(service, world, FleetSettings())
+
+    assert plan.refusal is None
+    assert plan.rollout.way is RolloutWay.SURGE
