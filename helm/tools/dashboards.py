@@ -509,6 +509,19 @@ SERVICES: Final = Dashboard(
             "Between two tokens of one answer.",
         ),
         Panel(
+            "Traffic of canaries",
+            (
+                Query(
+                    f"max by (service, canary) (windlass_canary_traffic_percent{{{_SERVICE}}})",
+                    "{{service}} {{canary}}",
+                ),
+                Query(f"max by (service, canary) (windlass_canary_aborted{{{_SERVICE}}}) > 0", "aborted: {{canary}}"),
+            ),
+            "percent",
+            "Share of the requests; an aborted canary has none.",
+            low=0,
+        ),
+        Panel(
             "Time in the queue, 95th percentile",
             (Query(quantile(0.95, "windlass_queue_time_seconds", _USE, "service"), "{{service}}"),),
             "s",

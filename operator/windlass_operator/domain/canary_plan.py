@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from windlass_operator.api.v1alpha1.canary import CanaryPhase, CanaryStatus
-from windlass_operator.api.v1alpha1.inference_service import Canary, InferenceService, Rollout
+from windlass_operator.api.v1alpha1.inference_service import Canary, InferenceService, InferenceServiceStatus, Rollout
 from windlass_operator.domain.canary import Reading as Reading
 from windlass_operator.domain.canary import advance, find_status, is_aborted
 from windlass_operator.domain.decision import Decision, Refusal, decide
@@ -66,6 +66,7 @@ def _derive(service: InferenceService, canary: Canary) -> InferenceService:
         update={
             "metadata": service.metadata.model_copy(update={"name": name}),
             "spec": spec.model_copy(update=changes),
+            "status": InferenceServiceStatus(),
         }
     )
 

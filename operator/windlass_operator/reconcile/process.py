@@ -41,6 +41,7 @@ from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.reconcile import probes, watch
 from windlass_operator.reconcile.activation import Activator
 from windlass_operator.reconcile.canary_analysis import CanaryAnalyst
+from windlass_operator.reconcile.canary_metrics import CanaryMetrics
 from windlass_operator.reconcile.coldness import ColdnessKeeper
 from windlass_operator.reconcile.costs import CostBook, CostKeeper, CostMetrics, ReadTokens
 from windlass_operator.reconcile.fleet_metrics import GpuClassCollector, TenantCollector
@@ -246,6 +247,7 @@ def build_operator(
         clock=clock,
         observe=lambda *done: parts[0].note_reconcile(*done),
     )
+    metrics.registry.register(CanaryMetrics(cluster.picture))
     metrics.registry.register(CostMetrics(book, cluster.picture, settings.fleet.currency))
     costs = CostKeeper(
         book,

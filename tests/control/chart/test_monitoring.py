@@ -55,6 +55,8 @@ PLAIN = {
     metric_names.GPU_CLASS_ALLOCATED: ("gpu_class",),
     metric_names.GPU_CLASS_LARGEST_BLOCK: ("gpu_class",),
     metric_names.GPU_CLASS_FRAGMENTED: ("gpu_class",),
+    metric_names.CANARY_TRAFFIC: metric_names.CANARY_LABELS,
+    metric_names.CANARY_ABORTED: metric_names.CANARY_LABELS,
     metric_names.COST_PER_HOUR: metric_names.COST_LABELS,
     metric_names.COST_PER_MILLION_TOKENS: metric_names.COST_LABELS,
     metric_names.COST_TOTAL: metric_names.COST_LABELS,
@@ -155,7 +157,7 @@ def test_the_check_itself_finds(query: str, problem: str) -> None:
 def test_alerts_ask_for_what_exists(render: Render) -> None:
     alerts = alerts_of(render(ON))
 
-    assert len(alerts) == 13
+    assert len(alerts) == 14
     assert {
         alert["alert"]: list(problems_of(alert["expr"])) for alert in alerts if list(problems_of(alert["expr"]))
     } == {}

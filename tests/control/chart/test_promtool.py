@@ -163,6 +163,13 @@ CASES = (
         ((f"windlass_kv_use_ratio{{{POD}}}", "0.99+0x300"), (f"windlass_requests_waiting{{{POD}}}", "0+0x300")),
         f'{POD}, severity="warning"',
     ),
+    Case(
+        "WindlassCanaryAborted",
+        20,
+        (('windlass_canary_aborted{namespace="team-a", service="chat", canary="next"}', "1+0x300"),),
+        (('windlass_canary_aborted{namespace="team-a", service="chat", canary="next"}', "0+0x300"),),
+        'namespace="team-a", service="chat", canary="next", severity="info"',
+    ),
     Case("WindlassFirstTokenSlow", 20, first_tokens(slow=10), first_tokens(slow=0), f'{USE}, severity="warning"'),
     Case(
         "WindlassGatewayErrors",

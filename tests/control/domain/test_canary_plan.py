@@ -232,3 +232,20 @@ def test_a_canary_that_left_the_spec_leaves_the_status() -> None:
     service = with_states(build_service(), CanaryStatus(name="gone"))
 
     assert status_of(service, build_snapshot(service)).canaries == []
+
+
+def test_a_canary_on_full_gpus_is_replaced_by_stopping_it_first() -> None:
+    service = build_service(classes=["l4"], replicas=0, rollout={"minAvailable": 0}, canaries=[build_canary()])
+    snapshot = gpu_world(service)
+    running = {canary_key(service_key(service), "next"): build_workload(1, gpu_class="l4")}
+    full = Snapshot(
+        snapshot.services,
+        snapshot.tenants,
+        snapshot.gpu_classes,
+        {"node-2": build_node("node-2", gpu="l4", devices=1)},
+        running,
+    )
+
+    (canary,) = plan(service, full).canaries
+
+    assert (canary.rollout.max_surge, canary.rollout.max_unavailable) == (0, 1)
