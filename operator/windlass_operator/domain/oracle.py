@@ -73,6 +73,8 @@ def applied(change: Change, snapshot: Snapshot) -> Snapshot:
     if key.kind == "Tenant":
         tenant = _edit(snapshot.tenants[key.name], change.patch)
         return replace(snapshot, tenants={**snapshot.tenants, key.name: tenant})
+    if key not in snapshot.services:
+        return snapshot  # a canary, which is no object of its own: an edit of it is not tried, so never suggested
     service = _edit(snapshot.services[key], change.patch)
     return replace(snapshot, services={**snapshot.services, key: service})
 
