@@ -8,7 +8,9 @@ same run with the same threads.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from windlass_kernels import native, ops, reference
+from windlass_kernels import native, ops, packed, reference
 
 CACHE_BYTES = 160 << 20
 """Copies of a weight add up to this at least: beyond the last-level caches of common servers' shares."""
@@ -29,6 +31,14 @@ MODELS = {
 
 def time_pair(ours: Callable[[int], object], theirs: Callable[[int], object], seconds: float) -> tuple[float, float]:
     """Median seconds of each, alternating; the argument counts the rounds."""
+    first, second = time_samples(ours, theirs, seconds)
+    return statistics.median(first), statistics.median(second)
+
+
+def time_samples(
+    ours: Callable[[int], object], theirs: Callable[[int], object], seconds: float
+) -> tuple[list[float], list[float]]:
+    """Seconds of every round of each."""
     samples: tuple[list[float], list[float]] = ([], [])
     for round_ in range(3):
         ours(round_)
@@ -40,7 +50,7 @@ def time_pair(ours: Callable[[int], object], theirs: Callable[[int], object], se
             candidate(round_)
             kept.append(time.perf_counter() - start)
         round_ += 1
-    return statistics.median(samples[0]), statistics.median(samples[1])
+    return samples
 
 
 def _rotate(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weights: list[Tensor], round_: int) -> Tensor:
@@ -75,6 +85,47 @@ def bench_linear(floor: float, counts: list[int], seconds: float, dtype: torch.d
                 print(
                     f"{model:5} {name:8} {n:6}x{k:<5} {m:4} {ours * 1e3:9.3f} {theirs * 1e3:9.3f} {theirs / ours:8.2f}x"
                     f" {rate / 1e9:7.1f} {rate / floor:5.0%} {flops / 1e9:8.1f}",
+                    flush=True,
+                )
+
+
+def build_packed(n: int, k: int, bits: int) -> packed.PackedWeight:
+    """Random codes; a product's time does not depend on them."""
+    largest = packed.LARGEST_CODE[bits]
+    codes = torch.randint(-largest, largest + 1, (n, k)).to(torch.int8)
+    return packed.pack(codes, torch.rand(n) if bits == 8 else torch.rand(n, k // 32).half())
+
+
+def copy_of(weight: packed.PackedWeight) -> packed.PackedWeight:
+    return dataclasses.replace(weight, codes=weight.codes.clone(), scales=weight.scales.clone())
+
+
+def bench_packed(counts: list[int], seconds: float) -> None:
+    """Each line alternates a product with a plain read of as many bytes, so that both meet the same machine."""
+    library = native.load().library
+    assert library is not None
+    print("\npacked linear against reading its bytes once: medians, and the best of each")
+    print("model weight           bits    M    ours ms  read ms  share of floor  best ms  share  GOP/s")
+    block = torch.ones(64 << 20)
+    for model, shapes in MODELS.items():
+        for (name, (n, k)), bits in itertools.product(shapes.items(), (8, 4)):
+            first = build_packed(n, k, bits)
+            weights = [first, *(copy_of(first) for _ in range(CACHE_BYTES // first.nbytes))]
+            spans = block.numel() * 4 // first.nbytes
+            for m in counts:
+                x = torch.randn(m, k)
+                ours, read = time_samples(
+                    lambda round_, x=x, weights=weights: packed.linear(x, weights[round_ % len(weights)]),
+                    lambda round_, size=first.nbytes, spans=spans: library.read_all(
+                        block.data_ptr() + round_ % spans * size // 64 * 64, size // 4
+                    ),
+                    seconds,
+                )
+                middle, floor = statistics.median(ours), statistics.median(read)
+                print(
+                    f"{model:5} {name:8} {n:6}x{k:<5} {bits:3} {m:4} {middle * 1e3:10.3f} {floor * 1e3:8.3f}"
+                    f" {floor / middle:15.0%} {min(ours) * 1e3:8.3f} {min(read) / min(ours):6.0%}"
+                    f" {2 * m * n * k / min(ours) / 1e9:6.0f}",
                     flush=True,
                 )
 
@@ -141,9 +192,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="time per line")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64, 512], help="rows of x")
     parser.add_argument("--bfloat16", action="store_true", help="bfloat16 weights as well")
+    parser.add_argument("--packed", action="store_true", help="only products with weights of 8 and 4 bits")
     arguments = parser.parse_args()
     print(f"{ops.available().reason}, {ops.threads()} threads; torch {torch.__version__}, {torch.get_num_threads()}")
     floor = measure_floor(2 * arguments.seconds)
+    if arguments.packed:
+        bench_packed(arguments.counts, arguments.seconds)
+        return
     bench_linear(floor, arguments.counts, arguments.seconds, torch.float32)
     if arguments.bfloat16:
         bench_linear(floor, arguments.counts, arguments.seconds, torch.bfloat16)

@@ -6,6 +6,7 @@ square of each input; all ones when nothing is known of the inputs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ LARGEST_4: Final = 7
 _CLIPS_8: Final = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
 _CLIPS_4: Final = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
 """Shares of the largest magnitude to try as the end of the range: cutting the largest values refines all others."""
+_BLOCK_VALUES: Final = 2**16
 _SMALLEST_SCALE: Final = np.float32(2.0**-24)
 """The smallest FP16 above zero: a group of zeros needs some scale."""
 _DAMPING: Final = 0.01
@@ -46,17 +48,23 @@ class Rounded:
 def round_rows(weight: Floats, importance: Floats | None) -> Rounded:
     """8 bits, one scale per row, each cut off where the weighted error is least; without importance nothing is."""
     clips = _CLIPS_8 if importance is not None else (1.0,)
-    scales = _choose_scales(weight, importance, LARGEST_8, clips)
-    return Rounded(_nearest(weight, scales[:, None], LARGEST_8), scales)
+    codes, all_scales = np.empty(weight.shape, np.int8), np.empty(len(weight), np.float32)
+    for rows in _blocks(weight):
+        scales = _choose_scales(weight[rows], importance, LARGEST_8, clips)
+        codes[rows], all_scales[rows] = _nearest(weight[rows], scales[:, None], LARGEST_8), scales
+    return Rounded(codes, all_scales)
 
 
 def round_groups(weight: Floats, group: int, importance: Floats) -> Rounded:
     """4 bits, one FP16 scale per row and group; K is a multiple of `group`."""
     n, k = weight.shape
-    grouped = weight.reshape(n, k // group, group)
-    scales = _half(_choose_scales(grouped, importance.reshape(-1, group), LARGEST_4, _CLIPS_4))
-    codes = _nearest(grouped, scales.astype(np.float32)[:, :, None], LARGEST_4)
-    return Rounded(codes.reshape(n, k), scales)
+    grouped, weights = weight.reshape(n, k // group, group), importance.reshape(-1, group)
+    codes, all_scales = np.empty(grouped.shape, np.int8), np.empty(grouped.shape[:2], np.float16)
+    for rows in _blocks(weight):
+        scales = _half(_choose_scales(grouped[rows], weights, LARGEST_4, _CLIPS_4))
+        codes[rows] = _nearest(grouped[rows], scales.astype(np.float32)[:, :, None], LARGEST_4)
+        all_scales[rows] = scales
+    return Rounded(codes.reshape(n, k), all_scales)
 
 
 def round_with_feedback(weight: Floats, group: int, moments: Floats) -> Rounded:
@@ -94,6 +102,13 @@ def ratio_db(signal: float, noise: float) -> float:
     if noise <= 0.0 or signal <= 0.0:
         return 200.0 if noise <= 0.0 else -200.0
     return float(np.clip(10.0 * np.log10(signal / noise), -200.0, 200.0))
+
+
+def _blocks(weight: Floats) -> Iterator[slice]:
+    """Rows in parts that stay in a processor's cache: each row is rounded by itself."""
+    step = max(1, _BLOCK_VALUES // max(1, weight.shape[1]))
+    for first in range(0, len(weight), step):
+        yield slice(first, first + step)
 
 
 def _choose_scales(values: Floats, importance: Floats | None, largest: int, clips: tuple[float, ...]) -> Floats:
