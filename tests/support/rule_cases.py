@@ -90,8 +90,8 @@ def _lends(limit: object) -> Manifest:
     return tenant_of({"cohort": "research", "quota.gpus": [listed]})
 
 
-def _service_rates(limits: Manifest) -> Manifest:
-    return tenant_of({"rates": {"services": [{"namespace": "team-acme", "name": "chat", **limits}]}})
+def _service_rates(limits: Manifest, namespace: str = "team-acme") -> Manifest:
+    return tenant_of({"rates": {"services": [{"namespace": namespace, "name": "chat", **limits}]}})
 
 
 def _scaled(minimum: int, maximum: int, floor: int = 1) -> Manifest:
@@ -590,6 +590,13 @@ _TENANT_CASES = (
             _service_rates({"tokensPerMinute": 1_000_000_000, "concurrentRequests": 1}),
         ),
         (_service_rates({}),),
+    ),
+    RuleCase(
+        "rates are of services of the tenant",
+        tenant.RATES_ARE_OF_OWN_SERVICES,
+        "spec.rates",
+        (_service_rates({"requestsPerMinute": 1}), tenant_of({"rates": {"requestsPerMinute": 1}})),
+        (_service_rates({"requestsPerMinute": 1}, "team-other"), _service_rates({"tokensPerMinute": 1}, "team-acme-2")),
     ),
     RuleCase(
         "key digests are distinct",

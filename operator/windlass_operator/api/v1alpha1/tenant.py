@@ -59,12 +59,18 @@ KEYS_ARE_DISTINCT: Final = rule(
     "keys with different digests",
     found="'one digest twice'",
 )
-
-
 SERVICE_RATES_LIMIT_SOMETHING: Final = rule(
     "has(self.requestsPerMinute) || has(self.tokensPerMinute) || has(self.concurrentRequests)",
     "requestsPerMinute, tokensPerMinute or concurrentRequests",
     found="'none of them'",
+)
+
+RATES_ARE_OF_OWN_SERVICES: Final = rule(
+    "!has(self.rates) || !has(self.rates.services) || "
+    "self.rates.services.all(item, self.namespaces.exists_one(name, name == item.namespace))",
+    "rates of services in spec.namespaces",
+    found="'another namespace'",
+    field=".rates",
 )
 
 RequestsPerMinute = Annotated[int | None, Field(ge=1, le=10_000_000, description="Requests per minute, of any kind.")]
@@ -253,7 +259,7 @@ class Rates(ApiModel):
     services: Annotated[
         list[ServiceRates],
         Field(
-            max_length=256,
+            max_length=64,
             description="Limits of single services, beside those above: a request has to be within both.",
             json_schema_extra=constrained(list_type="map", keys=("namespace", "name")),
         ),
@@ -263,7 +269,7 @@ class Rates(ApiModel):
 class TenantSpec(ApiModel):
     """Desired state."""
 
-    model_config = ConfigDict(json_schema_extra=constrained(LIMITS_NEED_A_COHORT))
+    model_config = ConfigDict(json_schema_extra=constrained(LIMITS_NEED_A_COHORT, RATES_ARE_OF_OWN_SERVICES))
 
     namespaces: Annotated[
         list[DnsLabel],
