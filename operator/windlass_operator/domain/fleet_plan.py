@@ -156,6 +156,13 @@ def _limits(gpu: GpuQuota) -> str:
     return f"borrows {borrow} and lends {lend} of {gpu.name}"
 
 
+def _count_nodes(gpu_class: GPUClass, supply: Supply) -> int | None:
+    """Nodes with devices; where only a driver of claims offers them, those with the labels. None: nodes are unknown."""
+    name = gpu_class.metadata.name
+    nodes = supply.nodes(name)
+    return supply.labelled(name) if nodes == 0 and gpu_class.spec.device_class_name is not None else nodes
+
+
 def plan_gpu_class(gpu_class: GPUClass, snapshot: Snapshot) -> GpuClassPlan:
     """Count what one class offers."""
     name = gpu_class.metadata.name
@@ -163,7 +170,7 @@ def plan_gpu_class(gpu_class: GPUClass, snapshot: Snapshot) -> GpuClassPlan:
     return GpuClassPlan(
         key=Key("GPUClass", "", name),
         generation=gpu_class.metadata.generation,
-        nodes=supply.nodes(name),
+        nodes=_count_nodes(gpu_class, supply),
         gpus=supply.devices(name),
         allocated=supply.held(name),
         fragmentation=supply.fragmentation(name),

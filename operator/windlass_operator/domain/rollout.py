@@ -224,7 +224,7 @@ def _describe_shortage(room: int | None, refused: bool, ahead: bool) -> str:
     if refused:
         return "a new pod finds no place"
     if room is None:
-        return "nodes are unknown here, so no free device is assumed"
+        return "free devices are unknown here, so none is assumed"
     return "another rollout uses the free device first" if ahead else "no device is free"
 
 

@@ -82,7 +82,9 @@ def _room(
     accelerator = service.spec.accelerator
     if verdict.candidate is None or accelerator is None:
         return None
-    free, spare = view.supply.free(verdict.candidate.name), _spare(verdict, workload)
+    # Which device a claim gets, and what is left of them, only the scheduler knows.
+    free = None if verdict.candidate.claimed else view.supply.free(verdict.candidate.name)
+    spare = _spare(verdict, workload)
     return rollout_room(
         None if free is None else _without(free, claimed.devices) + lent.devices,
         None if spare is None else _without(spare, claimed.quota) + lent.quota,

@@ -270,7 +270,7 @@ def plan_gpu_class_status(plan: GpuClassPlan, previous: GPUClassStatus, now: str
             "Ready",
             True,
             "NodesReady",
-            f"{plan.gpus} devices on {plan.nodes} ready {'node' if plan.nodes == 1 else 'nodes'}",
+            _count_devices(plan.gpus, plan.nodes),
         )
     return GPUClassStatus(
         observed_generation=plan.generation,
@@ -281,6 +281,11 @@ def plan_gpu_class_status(plan: GpuClassPlan, previous: GPUClassStatus, now: str
         largest_free_block=plan.fragmentation.largest_block,
         fragmented=plan.fragmentation.lost,
     )
+
+
+def _count_devices(gpus: int, nodes: int) -> str:
+    ready = f"{nodes} ready {'node' if nodes == 1 else 'nodes'}"
+    return f"{gpus} devices on {ready}" if gpus else f"{ready}; devices there can be claimed, and are not counted"
 
 
 def status_document(status: BaseModel) -> dict[str, Any]:

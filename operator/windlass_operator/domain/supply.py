@@ -30,6 +30,11 @@ class Supply:
         """Usable nodes of a class; None while nodes are unknown."""
         return None if self._snapshot.nodes is None else len(self._offer(gpu_class).nodes)
 
+    def labelled(self, gpu_class: str) -> int:
+        """Usable nodes with the labels of a class, whether or not a device plugin reports devices there."""
+        wanted = self._snapshot.gpu_classes[gpu_class]
+        return sum(_is_labelled(node, wanted) for node in (self._snapshot.nodes or {}).values())
+
     def devices(self, gpu_class: str) -> int:
         """Devices on the usable nodes of a class; 0 while nodes are unknown."""
         return self._offer(gpu_class).devices
@@ -97,14 +102,14 @@ def _count(gpu_class: GPUClass, snapshot: Snapshot) -> Offer:
     nodes = [node for node in (snapshot.nodes or {}).values() if _carries(node, gpu_class)]
     return Offer(
         frozenset(node.name for node in nodes),
-        sum(node.allocatable[gpu_class.spec.resource] for node in nodes),
+        sum(node.allocatable.get(gpu_class.spec.resource, 0) for node in nodes),
     )
 
 
 def _carries(node: Node, gpu_class: GPUClass) -> bool:
-    return (
-        node.ready
-        and node.schedulable
-        and node.allocatable.get(gpu_class.spec.resource, 0) > 0
-        and all(node.labels.get(key) == value for key, value in gpu_class.spec.node_selector.items())
-    )
+    return node.allocatable.get(gpu_class.spec.resource, 0) > 0 and _is_labelled(node, gpu_class)
+
+
+def _is_labelled(node: Node, gpu_class: GPUClass) -> bool:
+    selector = gpu_class.spec.node_selector.items()
+    return node.ready and node.schedulable and all(node.labels.get(key) == value for key, value in selector)

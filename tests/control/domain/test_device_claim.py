@@ -85,3 +85,16 @@ def test_nothing_in_the_world_changes_a_claim_for_that_would_restart_replicas(wo
 
     assert planned.action is Action.APPLY
     assert planned.gpu_class == plan(H200, A100, classes=["h200", "a100"]).gpu_class
+
+
+def test_a_rollout_of_claims_does_not_wait_for_devices_that_nobody_counts():
+    """A class that only a driver of claims offers reports no devices; a rollout there must still begin."""
+    planned = plan(
+        H200,
+        nodes=[build_node(devices=0)],
+        workloads={"team-a/chat": build_workload(1, gpu_class="h200")},
+        classes=["h200"],
+    )
+
+    assert planned.rollout.blocked is False
+    assert (planned.rollout.max_surge, planned.rollout.max_unavailable) == (1, 0)

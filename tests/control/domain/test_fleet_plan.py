@@ -12,6 +12,7 @@ from support.builders import (
 )
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.plan import plan_gpu_class, plan_tenant
+from windlass_operator.domain.status import plan_gpu_class_status
 
 SETTINGS = FleetSettings()
 
@@ -107,3 +108,19 @@ def test_claimed_devices_are_bounded_too_where_a_class_names_a_device_class():
 
     assert hard["gpu.nvidia.com.deviceclass.resource.k8s.io/devices"] == "6"
     assert hard["requests.nvidia.com/gpu"] == "6"
+
+
+def test_a_class_whose_devices_can_only_be_claimed_has_the_nodes_of_its_labels():
+    claimable, other = build_gpu_class("h200", deviceClassName="gpu.nvidia.com"), build_gpu_class("a100")
+    snapshot = build_snapshot(claimable, other, nodes=[build_node(devices=0), build_node("n2", gpu="a100", devices=0)])
+    plans = [plan_gpu_class(item, snapshot) for item in (claimable, other)]
+
+    assert [(plan.nodes, plan.gpus) for plan in plans] == [(1, 0), (0, 0)]
+    status = plan_gpu_class_status(plans[0], claimable.status, "2026-01-01T00:00:00Z")
+    assert status.conditions[0].message == "1 ready node; devices there can be claimed, and are not counted"
+
+
+def test_nodes_stay_unknown_for_a_class_that_can_be_claimed():
+    claimable = build_gpu_class("h200", deviceClassName="gpu.nvidia.com")
+
+    assert plan_gpu_class(claimable, build_snapshot(claimable, nodes=None)).nodes is None
