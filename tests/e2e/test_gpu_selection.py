@@ -201,7 +201,8 @@ def test_a_model_that_no_class_holds_is_refused_with_the_sum_and_a_way_out(kube:
     )
 
     assert "weights 14.96 GiB (BF16) + key/value cache 1.25 GiB" in refused["message"]
-    assert "Set spec.precision.preset to INT8" in refused["message"]
+    assert "= 16.37 GiB, of 10Gi" in refused["message"]
+    assert refused["message"].endswith("Add a100 to spec.accelerator.classes.")
 
 
 def test_a_service_steps_down_to_the_format_that_its_class_holds(kube: KubeClient) -> None:
