@@ -20,7 +20,7 @@ from support.power_agent import PowerAgentProcess
 from support.services import API, pods, service, wait_ready
 from support.tokens import request_token
 from windlass_contract import metric_names
-from windlass_operator.power.holding import PodDevices
+from windlass_operator.power.holding import ClaimedDevice, PodDevices
 
 pytestmark = [pytest.mark.cluster, pytest.mark.own_plane, pytest.mark.usefixtures("operator", "clean")]
 
@@ -212,6 +212,30 @@ def test_sigterm_gives_the_gpu_back(node: Node, start: Any) -> None:
     assert agent.terminate() == 0
 
     assert node.driver.limits() == AS_FOUND
+
+
+def test_a_gpu_of_a_resource_claim_is_found_by_what_its_driver_publishes(
+    node: Node, start: Any, kube: KubeClient
+) -> None:
+    pod = node.place(powerProfile="Eco")
+    name, driver = pod["spec"]["nodeName"], "power.example.com"
+    device = {"name": "gpu-7", "attributes": {"uuid": {"string": "GPU-0"}}}
+    pool = {"name": name, "generation": 1, "resourceSliceCount": 1}
+    kube.apply(
+        {
+            "apiVersion": "resource.k8s.io/v1",
+            "kind": "ResourceSlice",
+            "metadata": {"name": "power-e2e"},
+            "spec": {"driver": driver, "nodeName": name, "pool": pool, "devices": [device]},
+        }
+    )
+    claimed = ClaimedDevice(driver, name, "gpu-7")
+    node.kubelet.pods = (PodDevices("team-a", pod["metadata"]["name"], claimed=(claimed,)),)
+    try:
+        start(pod)
+        node.becomes(400, 1410)
+    finally:
+        kube.delete("resource.k8s.io/v1", "ResourceSlice", "power-e2e")
 
 
 def test_joules_per_token_join_the_counter_with_the_replicas(node: Node, start: Any, exporter: Exporter) -> None:

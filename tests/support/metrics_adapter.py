@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from support.control_plane import free_ports
 from support.kube_client import KubeClient, Manifest, eventually
@@ -158,14 +159,15 @@ def running_adapter(kubeconfig: Path, log: Path, port: int, environment: Mapping
 
 
 @contextlib.contextmanager
-def running_prometheus(binary: str, folder: Path, targets_port: int) -> Iterator[str]:
-    """A real Prometheus that scrapes every second what /targets names; yields its address."""
+def running_prometheus(binary: str, folder: Path, targets_port: int = 0, **more: Any) -> Iterator[str]:
+    """A real Prometheus that scrapes every second what /targets names; yields its address. `more` is configuration."""
     port = free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"
     discovery = {"url": f"http://127.0.0.1:{targets_port}/targets", "refresh_interval": "1s"}
     config = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
         "scrape_configs": [{"job_name": "replicas", "http_sd_configs": [discovery]}],
+        **more,
     }
     file = folder / "prometheus.yml"
     file.write_text(json.dumps(config))  # JSON is YAML
