@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -206,3 +207,6 @@ class RestoreMachine(RuleBasedStateMachine):
 
 
 TestRestore: Any = RestoreMachine.TestCase
+TestRestore.settings = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # machines share their cores

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from windlass_operator.power.energy import EnergyBook, ServiceKey
 from windlass_operator.power.holding import PodDevices
 
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines share their cores
 CHAT, CODE = ServiceKey("a", "chat"), ServiceKey("b", "code")
 POD, OTHER = PodDevices("a", "chat-1"), PodDevices("b", "code-1")
 SERVICES = {"a/chat-1": CHAT, "b/code-1": CODE}
@@ -93,6 +94,7 @@ def test_services_that_left_the_node_are_forgotten() -> None:
     assert book._tokens.keys() == {"b/code-1"}
 
 
+@UNHURRIED
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 3)), min_size=2, max_size=20))
 def test_no_energy_is_lost_or_counted_twice(steps: list[tuple[int, int]]) -> None:
     book, counter = EnergyBook(1e9), 0

@@ -3,13 +3,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from windlass_operator.api.v1alpha1.power import Power, PowerProfile
 from windlass_operator.power.devices import Gpu
 from windlass_operator.power.limits import UNTOUCHED, GpuPlan, Holder, Target, plan_gpu
 
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines share their cores
 ECO, BALANCED, PERFORMANCE = PowerProfile
 FOUND_MW = 600_000
 
@@ -167,6 +168,7 @@ holders = st.lists(
 )
 
 
+@UNHURRIED
 @given(gpus, st.none() | st.integers(100_000, 900_000), holders, st.sampled_from(PowerProfile))
 def test_no_limit_ever_leaves_the_bounds_of_a_class_or_of_the_gpu(
     gpu: Gpu, found_mw: int | None, holders: list[Holder], level: PowerProfile
@@ -191,6 +193,7 @@ def test_no_limit_ever_leaves_the_bounds_of_a_class_or_of_the_gpu(
         assert target.clock_mhz <= gpu.max_clock_mhz
 
 
+@UNHURRIED
 @given(gpus, st.integers(100_000, 900_000), holders, st.sampled_from(PowerProfile))
 def test_one_more_sharer_never_slows_the_others_within_shared_bounds(
     gpu: Gpu, found_mw: int, holders: list[Holder], level: PowerProfile

@@ -4,12 +4,13 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from windlass_operator.api.v1alpha1.power import FollowLoad, PowerProfile
 from windlass_operator.power.load import LoadLevel, step_level
 
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines share their cores
 ECO, BALANCED, PERFORMANCE = PowerProfile
 FOLLOW = FollowLoad(step_down_below_percent=30, step_up_above_percent=80, hold_seconds=60)
 STEP_S = 15.0
@@ -45,6 +46,7 @@ def test_no_figure_and_the_thresholds_themselves_ask_for_no_step(use: int | None
     assert set(walk([use] * 10)) == {BALANCED}
 
 
+@UNHURRIED
 @given(st.lists(st.none() | st.integers(0, 100), max_size=60))
 def test_a_profile_never_moves_twice_within_the_hold_time(uses: list[int | None]) -> None:
     profiles = walk(uses)
