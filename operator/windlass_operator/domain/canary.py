@@ -38,6 +38,8 @@ DEFAULT_DEADLINE_S: Final = 3600
 DEFAULT_FAILURE_LIMIT: Final = 2
 DEFAULT_PASSES: Final = 5
 DEFAULT_MIN_REQUESTS: Final = 20
+CALM_INTERVAL_S: Final = 300
+"""Least time between two checks of a canary that has passed: each is a write of the status, and some stay for weeks."""
 FIRST_TOKEN_QUANTILE: Final = 0.95
 _UNITS: Final = {
     CanaryMetricType.ERROR_RATE: " %",
@@ -112,7 +114,9 @@ def next_check_s(canary: Canary, status: CanaryStatus, now: str) -> float | None
     if analysis is None or state is None or not state.since or status.phase is CanaryPhase.ABORTED:
         return None
     if state.checked:
-        waited, needed = _seconds_between(state.checked, now), interval_s(analysis)
+        calm = status.phase is CanaryPhase.SUCCEEDED and state.failed == 0 and status.ready_replicas > 0
+        waited = _seconds_between(state.checked, now)
+        needed = max(CALM_INTERVAL_S, interval_s(analysis)) if calm else interval_s(analysis)
     else:
         waited, needed = _seconds_between(state.since, now), _first_check_s(analysis)
     left = float(max(0, needed - waited))

@@ -104,7 +104,16 @@ def test_a_pass_between_two_failures_forgives_the_first() -> None:
 
 
 def test_a_canary_that_succeeded_is_aborted_when_it_turns_bad() -> None:
-    assert live(canary(ERRORS, passes=1), [GOOD, BAD, BAD]).phase is CanaryPhase.ABORTED
+    assert live(canary(ERRORS, passes=1), [GOOD, BAD, BAD], step_s=300).phase is CanaryPhase.ABORTED
+
+
+def test_a_canary_that_succeeded_is_checked_at_ease_until_a_check_fails() -> None:
+    item = canary(ERRORS, passes=1, failureLimit=3)
+    passed = live(item, [GOOD])
+    failed = advance(item, passed, READY, BAD, at(360))
+
+    assert next_check_s(item, passed, at(60)) == 300
+    assert next_check_s(item, failed, at(360)) == 60
 
 
 def test_no_data_is_not_success_and_ends_at_the_deadline() -> None:
