@@ -109,6 +109,9 @@ def test_a_bad_canary_gets_its_share_and_is_aborted(folder: pathlib.Path) -> Non
         share = sum(count for (_, canary), count in client.answers.items() if canary) / client.answers.total()
         later = {client.ask() for _ in range(10)}
         asked_for = client.ask(**{"X-Windlass-Canary": "next"})
+        deadline = time.monotonic() + 30
+        while len(up.replicas()) > 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
         replicas = len(up.replicas())
 
     assert 0.3 < share < 0.5
