@@ -49,6 +49,10 @@ class Table(Generic[K, V]):
         else:
             self._values[key] = value
 
+    def get(self, key: K, default: V) -> V:
+        """Return one value."""
+        return self._values.get(key, default)
+
     def view(self) -> Mapping[K, V]:
         """Return the values of now; the same object until one changes."""
         self._given_out = True
@@ -65,8 +69,7 @@ class SnapshotBuilder:
         self._gpu_classes = Table[str, GPUClass]()
         self._nodes = Table[str, Node]()
         self._workloads = Table[Key, Workload]()
-        self._canaries: dict[Key, frozenset[Key]] = {}
-        """Keys of the canaries that a service has workloads of."""
+        self._canaries = Table[Key, frozenset[Key]]()
         self._invalid: dict[Key, tuple[Problem, ...]] = {}
         self._parsed: dict[Key, Cached] = {}
         """The version of each object that was parsed last; absent for objects that do not exist."""
@@ -97,6 +100,7 @@ class SnapshotBuilder:
             self._nodes.view(),
             self._workloads.view(),
             self.capabilities,
+            self._canaries.view(),
         )
         built = self._built
         before = (
@@ -106,6 +110,7 @@ class SnapshotBuilder:
             built.nodes,
             built.workloads,
             built.capabilities,
+            built.canaries,
         )
         if any(new is not old for new, old in zip(parts, before, strict=True)):
             self._built = Snapshot(*parts)
@@ -168,9 +173,7 @@ class SnapshotBuilder:
         found = {canary_key(key, name) for name in self._canaries_of(key)}
         for gone in self._canaries.get(key, frozenset()) - found:
             self._workloads.put(gone, None)
-        self._canaries.pop(key, None)
-        if found:
-            self._canaries[key] = frozenset(found)
+        self._canaries.put(key, frozenset(found) or None)
         for revision in (key, *found):
             self._workloads.put(revision, self._fold_workload(key, canary_of(revision)))
 

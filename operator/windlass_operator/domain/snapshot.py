@@ -153,6 +153,8 @@ class Snapshot:
     """None: nodes are unknown (rendering files without a cluster), so the first class that exists is taken."""
     workloads: Mapping[Key, Workload] = field(default_factory=dict)
     capabilities: Capabilities = field(default_factory=Capabilities)
+    canaries: Mapping[Key, frozenset[Key]] = field(default_factory=dict)
+    """Keys of the canaries that a service has workloads of, also of those that its spec lists no longer."""
 
 
 def snapshot_of(

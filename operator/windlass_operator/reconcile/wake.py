@@ -13,7 +13,7 @@ from windlass_operator.api.v1alpha1.canary import CanaryPhase
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import Accelerator, InferenceService, RolloutState
 from windlass_operator.api.v1alpha1.tenant import Tenant
-from windlass_operator.domain.canary_plan import canary_key
+from windlass_operator.domain.canary_plan import canary_key, canary_of
 from windlass_operator.domain.rollout_turns import claim_of
 from windlass_operator.domain.snapshot import Key, Node, Snapshot
 
@@ -48,11 +48,13 @@ def claim_on_others(key: Key, snapshot: Snapshot) -> Claim:
 
 
 def _canaries(key: Key, snapshot: Snapshot) -> tuple[tuple[str, str, int, bool], ...]:
+    """Also of canaries that left the spec, and of a service that is gone: their pods hold devices until they end."""
     service = snapshot.services.get(key)
-    if service is None:
-        return ()
-    aborted = {state.name for state in service.status.canaries if state.phase is CanaryPhase.ABORTED}
-    held = ((item.name, snapshot.workloads.get(canary_key(key, item.name))) for item in service.spec.canaries)
+    states = service.status.canaries if service is not None else []
+    aborted = {state.name for state in states if state.phase is CanaryPhase.ABORTED}
+    names = {item.name for item in service.spec.canaries} if service is not None else set()
+    names |= {canary_of(other) for other in snapshot.canaries.get(key, ())}
+    held = ((name, snapshot.workloads.get(canary_key(key, name))) for name in sorted(names))
     return tuple(
         (name, runs.gpu_class if runs else "", runs.devices if runs else 0, name in aborted) for name, runs in held
     )

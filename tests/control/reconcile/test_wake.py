@@ -197,3 +197,13 @@ def test_a_class_that_comes_concerns_services_that_choose_by_need():
     before = dataclasses.replace(after, gpu_classes={})
 
     assert service_key("needy") in keys_to_wake(H200, before, after)
+
+
+@pytest.mark.parametrize("services", [FLEET.services, without_service(CHAT).services], ids=["left the spec", "gone"])
+def test_devices_that_a_former_canary_gives_back_wake_the_neighbours(services):
+    canary = Key("InferenceService", "a", "chat/next")
+    held = {**FLEET.workloads, canary: Workload(gpu_class="h200", devices=1)}
+    before = dataclasses.replace(FLEET, services=services, workloads=held, canaries={CHAT: frozenset({canary})})
+    after = dataclasses.replace(FLEET, services=services)
+
+    assert {CODE, TENANT_ONE, H200} <= keys_to_wake(CHAT, before, after)
