@@ -26,7 +26,9 @@ from windlass_operator.power.limits import Holder
 
 log = logging.getLogger(__name__)
 
-SELECTOR: Final = f"{labels.MANAGED_BY}={labels.MANAGER},{labels.COMPONENT}={labels.RUNTIME}"
+SELECTOR: Final = (
+    f"{labels.MANAGED_BY}={labels.MANAGER},{labels.COMPONENT} in ({labels.RUNTIME},{labels.CANARY_COMPONENT})"
+)
 RESOURCE_SLICES: Final = "/apis/resource.k8s.io/v1/resourceslices"
 _UUID: Final = ("uuid", "UUID")
 """Attribute under which a DRA driver publishes the UUID of a device."""
@@ -105,9 +107,14 @@ def _replica(
         return None
     metadata = pod["metadata"]
     name = f"{metadata['namespace']}/{metadata['name']}"
-    policy = policies.get(metadata["labels"].get(labels.GPU_CLASS, ""))
+    policy = policies.get(_class_of(metadata["labels"]))
     holder = _holder(name, services.get(key), policy)
     return ReplicaPod(key, (pod.get("status") or {}).get("podIP", ""), holder)
+
+
+def _class_of(pod_labels: Mapping[str, str]) -> str:
+    """Return the GPUClass of a pod; empty where its claim may have ended on any of several classes."""
+    return "" if labels.CLAIM_TEMPLATE in pod_labels else pod_labels.get(labels.GPU_CLASS, "")
 
 
 def _holder(pod: str, service: Mapping[str, Any] | None, policy: Power | None) -> Holder:

@@ -12,6 +12,7 @@ from aiohttp.test_utils import TestServer
 from windlass_operator.api.v1alpha1.power import PowerProfile
 from windlass_operator.cluster.kubernetes_access import Access
 from windlass_operator.cluster.kubernetes_client import KubernetesClient
+from windlass_operator.domain import labels
 from windlass_operator.errors import ClusterUnavailable
 from windlass_operator.power.energy import ServiceKey
 from windlass_operator.power.pods import SELECTOR, PodDirectory, ReplicaPod
@@ -62,8 +63,8 @@ async def client(server: Server) -> AsyncIterator[KubernetesClient]:
 
 
 def build_pod(name: str = "chat-1", service: str = "chat", gpu_class: str = "h200") -> Json:
-    labels = {"windlass.dev/service": service, "windlass.dev/gpu-class": gpu_class}
-    return {"metadata": {"name": name, "namespace": "team-a", "labels": labels}, "status": {"podIP": "10.0.0.7"}}
+    names = {"windlass.dev/service": service, "windlass.dev/gpu-class": gpu_class}
+    return {"metadata": {"name": name, "namespace": "team-a", "labels": names}, "status": {"podIP": "10.0.0.7"}}
 
 
 def build_service(name: str = "chat", **spec: Any) -> Json:
@@ -131,6 +132,17 @@ async def test_what_is_not_understood_is_no_policy(
 ) -> None:
     server.put([build_pod()], [service], [gpu_class])
 
+    assert (await replicas(client))["team-a/chat-1"].holder.power is None
+
+
+async def test_a_claim_that_may_have_ended_on_another_class_has_no_policy(
+    server: Server, client: KubernetesClient
+) -> None:
+    pod = build_pod()
+    pod["metadata"]["labels"]["windlass.dev/claim-template"] = "chat-1a2b"
+    server.put([pod], [build_service(powerProfile="Eco")], [build_class(power=POLICY)])
+
+    assert labels.CLAIM_TEMPLATE in pod["metadata"]["labels"]
     assert (await replicas(client))["team-a/chat-1"].holder.power is None
 
 
