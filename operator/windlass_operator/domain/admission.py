@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from windlass_operator.api.v1alpha1.inference_service import Allocation, InferenceService
+from windlass_operator.api.v1alpha1.inference_service import Accelerator, Allocation, InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.alternative_quota import AlternativeClaim, Reservation, reserve_alternatives
 from windlass_operator.domain.decision import Decision, Refusal, decide
@@ -22,6 +22,7 @@ from windlass_operator.domain.quantity import parse_bytes
 from windlass_operator.domain.quota import Grant, Request, Terms, Wait
 from windlass_operator.domain.quota_report import QuotaVerdict, explain_grant, judge_grant, refuse_grant
 from windlass_operator.domain.quota_use import class_terms
+from windlass_operator.domain.rollout_turns import claim_of
 from windlass_operator.domain.scaling import ReplicaRange, check_scaling, replica_range
 from windlass_operator.domain.sharing import share_cohort
 from windlass_operator.domain.snapshot import Key, Workload
@@ -252,6 +253,11 @@ def _hold(key: Key, workload: Workload, tenant: Tenant) -> Request:
     )
 
 
+def _promised(workload: Workload, accelerator: Accelerator | None) -> int:
+    """Devices of pods that its rollout may start. While it moves to another class, what it keeps there covers them."""
+    return 0 if accelerator is None or workload.devices_left_behind else claim_of(workload) * accelerator.count
+
+
 def _request(key: Key, service: InferenceService, tenant: Tenant, view: FleetView) -> Request | None:
     workload, accelerator = view.workload_of(key), service.spec.accelerator
     if accelerator is None and not workload.devices_to_come:
@@ -265,6 +271,7 @@ def _request(key: Key, service: InferenceService, tenant: Tenant, view: FleetVie
         devices_per_replica=max(1, workload.devices_to_come),
         held_class=workload.gpu_class,
         held_devices=workload.devices_to_come,
+        promised_devices=_promised(workload, accelerator),
         tenant=tenant.metadata.name,
         tier=service.spec.tier,
         floor=1,

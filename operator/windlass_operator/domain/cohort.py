@@ -16,6 +16,8 @@ from windlass_operator.domain.snapshot import Key
 _NOTHING = ClassTerms(0, 0, 0)
 _LEAVING = Key("", "", "")
 """In the place of a service: devices of pods on their way out."""
+_PROMISED = Key("", "", "rollouts")
+"""In the place of a service: devices for pods that rollouts are about to start."""
 
 
 class Ledger:
@@ -43,6 +45,16 @@ class Ledger:
         """Count devices of pods on their way out too: nobody may keep them, and nobody else has them yet."""
         if request.leaving_devices:
             self._add(_LEAVING, request.tenant, request.held_class, request.leaving_devices)
+
+    def hold_promised(self, request: Request) -> None:
+        """Count devices that a rollout was told it may use: nobody may start in them before it does."""
+        if request.promised_devices:
+            self._add(_PROMISED, request.tenant, request.held_class, request.promised_devices)
+
+    def release_promised(self, request: Request) -> None:
+        """Take it back, to see what rollouts have among themselves."""
+        if request.promised_devices:
+            self._add(_PROMISED, request.tenant, request.held_class, -request.promised_devices)
 
     def terms(self, tenant: str, gpu_class: str) -> ClassTerms:
         """Terms of a tenant; nothing for a class it does not list."""

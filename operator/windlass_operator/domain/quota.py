@@ -84,6 +84,8 @@ class Request:
     many as it holds."""
     fixed: bool = False
     """True: its spec cannot be carried out now, so what runs stays as it is, or goes as a whole."""
+    promised_devices: int = 0
+    """Devices of `held_class` for pods that a rollout may start now and that do not exist yet."""
 
     @property
     def held(self) -> int:

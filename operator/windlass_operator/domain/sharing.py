@@ -92,7 +92,7 @@ class _Sharing:
                 self._holders[place.gpu_class].append(place)
                 self._holders_of[place.request.tenant, place.gpu_class].append(place)
         self._claimed: dict[str, int] = defaultdict(int)
-        self._pods_leave = any(request.leaving_devices for request in self._requests)
+        self._pods_wait = any(request.leaving_devices or request.promised_devices for request in self._requests)
 
     def share(self) -> dict[Key, Grant]:
         """Run the rounds."""
@@ -150,7 +150,7 @@ class _Sharing:
         elif place.stays:
             old = self._target.own(place.request.key, place.gpu_class)
             self._target.release(place.request, place.gpu_class, old)
-            self._pods_leave = True
+            self._pods_wait = True
         place.gpu_class, place.replicas, place.stays = gpu_class, replicas, False
 
     def _displace(self, place: _Place, gpu_class: str, replicas: int) -> bool:
@@ -185,7 +185,7 @@ class _Sharing:
 
     def _take(self, victims: Mapping[Key, int], cause: TakingCause) -> int:
         """Carry out a choice in the target; return the devices it releases."""
-        self._pods_leave = self._pods_leave or bool(victims)
+        self._pods_wait = self._pods_wait or bool(victims)
         released = 0
         for key, count in victims.items():
             place = self._by_key[key]
@@ -375,11 +375,9 @@ class _Sharing:
         for place in self._places:
             if place.stays:  # refused where it should be; what it still runs elsewhere is no grant
                 place.gpu_class, place.replicas = place.request.classes[0], 0
-        spare = {
-            (place.request.tenant, place.gpu_class): self._now.free(place.request.tenant, place.gpu_class)
-            for place in self._places
-        }
-        now = self._fit_into_now()
+        now = self._start_least()
+        spare = self._spare_for_rollouts()
+        self._start_rest(now)
         running: dict[tuple[str, str], int] = defaultdict(int)
         grants = {}
         for place in self._places:
@@ -405,18 +403,39 @@ class _Sharing:
             )
         return grants
 
-    def _fit_into_now(self) -> dict[Key, int]:
-        """Replicas that may run at once: all of the target, except where pods of others still hold the devices."""
-        if not self._pods_leave and not any(self._target.idle(gpu_class) < 0 for gpu_class in self._claimed):
-            return {place.request.key: place.replicas for place in self._places}
+    def _start_least(self) -> dict[Key, int]:
+        """Replicas that may run at once, so far those that services run already or need to run at all: only in devices
+        that no pod holds and no rollout was told it may use.
+        """
+        for request in self._requests:
+            self._now.hold_promised(request)
         now = {place.request.key: min(place.replicas, place.kept) for place in self._places}
-        served = sorted(self._places, key=lambda place: place.borrows)
-        for place in served:
+        for place in self._served():
             self._start(place, min(place.replicas, place.request.least), now)
-        for place in served:
+        return now
+
+    def _spare_for_rollouts(self) -> dict[tuple[str, str], int]:
+        """Devices that rollouts of a tenant may use; among themselves they take turns."""
+        for request in self._requests:
+            self._now.release_promised(request)
+        places = {(place.request.tenant, place.gpu_class) for place in self._places}
+        spare = {place: self._now.free(*place) for place in places}
+        for request in self._requests:
+            self._now.hold_promised(request)
+        return spare
+
+    def _start_rest(self, now: dict[Key, int]) -> None:
+        """Start all of the target, except where pods of others still hold the devices."""
+        if not self._pods_wait and not any(self._target.idle(gpu_class) < 0 for gpu_class in self._claimed):
+            now.update({place.request.key: place.replicas for place in self._places})
+            return
+        for place in self._served():
             if now[place.request.key] >= place.request.least:
                 self._start(place, place.replicas, now)
-        return now
+
+    def _served(self) -> list[_Place]:
+        """Who uses devices of their own comes before who borrows."""
+        return sorted(self._places, key=lambda place: place.borrows)
 
     def _start(self, place: _Place, wanted: int, now: dict[Key, int]) -> None:
         request, before = place.request, now[place.request.key]

@@ -20,7 +20,7 @@ from support.builders import (
 from windlass_contract.launch_spec import Device, LaunchSpec, Precision
 from windlass_operator.domain.fleet import FleetSettings, Platform
 from windlass_operator.domain.plan import Action, ServicePlan, plan_service, plan_services
-from windlass_operator.domain.snapshot import Snapshot
+from windlass_operator.domain.snapshot import Revision, Snapshot
 from windlass_operator.render.pod import render_pod_template
 from windlass_operator.render.workload import render_service
 
@@ -202,6 +202,23 @@ def test_a_running_service_that_cannot_be_read_keeps_its_devices():
 
     assert refusal is not None
     assert refusal.message == "needs 2 x h200, acme uses 1 of 2"
+
+
+def test_a_device_that_a_rollout_may_start_a_pod_in_is_not_given_to_a_newcomer():
+    """Both would start at once, and the tenant would hold more than its quota until the rollout is over."""
+    old = Revision("old", 1, 1, "h200")
+    rolling = build_workload(1, gpu_class="h200", updated=0, template="new", revisions=(old,), max_surge=1)
+    begun = build_workload(1, gpu_class="h200", replicas=2, devices=2, template="new", revisions=(old,), max_surge=1)
+    runs, newcomer = build_service("runs", classes=["h200"]), build_service("newcomer", classes=["h200"])
+
+    def refusal_beside(workload, gpus):
+        tenant = build_tenant(gpus={"h200": gpus})
+        return plan(newcomer, runs, tenant, H200, workloads={"team-a/runs": workload}).refusal
+
+    assert refusal_beside(rolling, 2) is not None
+    assert refusal_beside(rolling, 3) is None
+    assert refusal_beside(begun, 2) is not None
+    assert refusal_beside(build_workload(1, gpu_class="h200", max_surge=1), 2) is None
 
 
 def test_refused_services_reserve_nothing():

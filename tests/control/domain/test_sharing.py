@@ -24,6 +24,7 @@ def build_request(
     held_class: str = "h200",
     classes: tuple[str, ...] = ("h200",),
     per_replica: int = 1,
+    promised: int = 0,
 ) -> Request:
     return Request(
         Key("InferenceService", "team-a", name),
@@ -34,6 +35,7 @@ def build_request(
         per_replica,
         held_class if held else "",
         held,
+        promised_devices=promised,
     )
 
 
@@ -246,3 +248,25 @@ def test_granting_twice_changes_nothing_once_the_first_grant_runs(requests, nomi
     assert {key: (grant.gpu_class, grant.replicas) for key, grant in second.items() if first[key].replicas} == {
         key: (grant.gpu_class, grant.replicas) for key, grant in first.items() if grant.replicas
     }
+
+
+@pytest.mark.parametrize(
+    ("others", "spare"),
+    [
+        pytest.param([], 2, id="what no pod holds"),
+        pytest.param([build_request("new")], 1, id="less what a newcomer was given, which may start at any moment"),
+        pytest.param([build_request("grown", 1, 9, held=1)], 1, id="and not less what autoscalers may grow into"),
+        pytest.param([build_request("rolls", held=1, promised=1)], 1, id="nor what rollouts have: they take turns"),
+    ],
+)
+def test_a_rollout_may_use_devices_that_nobody_is_about_to_use(others, spare):
+    grants = share_quota([build_request("chat", held=1), *others], {"h200": 3})
+
+    assert grants[Key("InferenceService", "team-a", "chat")].spare_devices == spare
+
+
+@pytest.mark.parametrize(("nominal", "replicas"), [(2, 0), (3, 1)])
+def test_a_newcomer_waits_for_a_device_that_a_rollout_was_told_it_may_use(nominal, replicas):
+    given = share(build_request("rolls", held=1, promised=1), build_request("new"), h200=nominal)
+
+    assert given == {"rolls": ("h200", 1), "new": ("h200", replicas)}
