@@ -377,13 +377,14 @@ def test_no_service_goes_below_a_floor_that_its_tenants_own_devices_cover(fleet)
             running = [
                 request
                 for request in fleet.requests
-                if request.tenant == terms.tenant and request.held_class == gpu_class == request.classes[0]
+                if request.tenant == terms.tenant and request.held_class == gpu_class
             ]
             floors = {request.key: min(request.floor, request.held, request.most) for request in running}
             promised = sum(floors[request.key] * request.devices_per_replica for request in running)
             if promised <= item.nominal:
                 for request in running:
-                    assert grants[request.key].replicas >= floors[request.key]
+                    if request.classes[0] == gpu_class:  # the grant of one that moves tells of another class
+                        assert grants[request.key].replicas >= floors[request.key]
 
 
 @settings(deadline=None, max_examples=300)
