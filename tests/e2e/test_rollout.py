@@ -150,7 +150,9 @@ def foreign_pod(kube: KubeClient) -> Iterator[Manifest]:
     """A pod that is not ours on one of the two edge GPUs; no book of ours has it."""
     resources = {"limits": {"nvidia.com/gpu": "1"}}
     container = {"name": "job", "image": "example.com/job", "resources": resources}
-    spec = {"nodeSelector": {"windlass.dev/pool": "edge"}, "containers": [container]}
+    # Of a high priority, or the scheduler would take the device back for the new pod.
+    priority = {"priorityClassName": "windlass-realtime"}
+    spec = {"nodeSelector": {"windlass.dev/pool": "edge"}, "containers": [container], **priority}
     metadata = {"name": "foreign", "namespace": "default"}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
     kube.apply(pod)
