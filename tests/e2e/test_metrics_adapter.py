@@ -9,6 +9,7 @@ import contextlib
 import json
 import shutil
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,8 @@ CUSTOM = "/apis/custom.metrics.k8s.io/v1beta2"
 EXTERNAL = "/apis/external.metrics.k8s.io/v1beta1"
 WAITING = "windlass_requests_waiting"
 CACHE = "windlass_kv_use_ratio"
+TOKENS = "windlass_generated_tokens_per_second"
+FIRST_TOKEN = "windlass_time_to_first_token_p95_seconds"
 SCALED = {"minReplicas": 2, "maxReplicas": 6, "metrics": [{"type": "QueueDepth", "target": 4}]}
 SECRET = f"{ADAPTER}-certificate"
 ANY_SOURCE = pytest.mark.parametrize("adapter", ["replicas"], indirect=True)
@@ -81,6 +84,7 @@ def exporter(shared_exporter: Exporter) -> Exporter:
     """All replicas report a queue of 4, which is on target."""
     shared_exporter.values = {WAITING: 4, CACHE: 0.25}
     shared_exporter.by_pod, shared_exporter.silent, shared_exporter.down = {}, set(), False
+    shared_exporter.counters = str
     return shared_exporter
 
 
@@ -93,6 +97,7 @@ def settings(exporter: Exporter, **more: str) -> dict[str, str]:
         "INTERVAL_S": "1",
         "MAX_AGE_S": "6",
         "TRUST_INTERVAL_S": "1",
+        "RATE_WINDOW_S": "10",
         **more,
     }
     return {f"WINDLASS_ADAPTER_{name}": value for name, value in values.items()}
@@ -206,6 +211,50 @@ def test_a_replica_that_reports_nothing_is_missing_and_not_zero(
     total = ask(kube, f"{CUSTOM}/namespaces/team-a/inferenceservices.windlass.dev/adapter-silent/{WAITING}")
     assert total["code"] == 404
     assert "from all 2 ready replicas, found 1" in total["message"]
+
+
+def growing(tokens_per_s: float, first_tokens_per_s: float) -> str:
+    """Counters of a replica whose requests wait from half a second to one second, since the epoch."""
+    now_s = time.time()
+    first, labels = now_s * first_tokens_per_s, 'tenant="a",model="m"'
+    buckets = [("0.5", 0.0), ("1.0", first), ("+Inf", first)]
+    lines = [f'windlass_time_to_first_token_seconds_bucket{{{labels},le="{le}"}} {value}' for le, value in buckets]
+    return "\n".join([f"windlass_generated_tokens_total{{{labels}}} {now_s * tokens_per_s}", *lines, ""])
+
+
+def amount(answer: Mapping[str, Any], pod: str) -> float:
+    """A pod's value as a number; -1 while it has none."""
+    text = values_by_pod(answer).get(pod, "-1")
+    return float(text.removesuffix("m")) / (1000 if text.endswith("m") else 1)
+
+
+def test_rates_and_percentiles_are_those_of_the_last_seconds(
+    kube: KubeClient, adapter: AdapterProcess, exporter: Exporter
+) -> None:
+    """Both sources tell the same from the same counters: one by two readings, the other by a query."""
+    exporter.values |= {"windlass_requests_running": 1}
+    first, _ = apply_scaled(kube, "adapter-rates")
+    exporter.counters = lambda: growing(50, 4)
+
+    eventually(
+        lambda: amount(ask(kube, pods_path("adapter-rates", TOKENS)), first),
+        lambda value: 40 <= value <= 60,
+        timeout_s=60,
+    )
+    found = eventually(
+        lambda: amount(ask(kube, pods_path("adapter-rates", FIRST_TOKEN)), first), lambda value: value > 0, timeout_s=60
+    )
+    assert 0.9 <= found <= 1.0  # the 95th percentile between the two bounds
+
+    exporter.counters = str
+    exporter.values |= {"windlass_requests_running": 0, WAITING: 0}
+    # As one that was never asked: without such counters, and idle.
+    for metric in (TOKENS, FIRST_TOKEN):
+        eventually(
+            lambda metric=metric: amount(ask(kube, pods_path("adapter-rates", metric)), first),
+            lambda value: value == 0,
+            timeout_s=60,
+        )
 
 
 def test_values_come_in_every_form_that_autoscalers_ask_for(

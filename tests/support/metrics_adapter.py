@@ -40,6 +40,8 @@ class Exporter:
     silent: set[str] = field(default_factory=set)
     down: bool = False
     """Nobody answers."""
+    counters: Callable[[], str] = str
+    """Lines of every page beside the values: what grows while nobody sets it."""
     reads: int = 0
     """Pages that were read so far."""
     port: int = 0
@@ -50,7 +52,8 @@ class Exporter:
         if self.down or pod in self.silent:
             return None
         values = {**self.values, **self.by_pod.get(pod, {})}
-        return "".join(f'# TYPE {name} gauge\n{name}{{model="m"}} {value}\n' for name, value in values.items())
+        gauges = "".join(f'# TYPE {name} gauge\n{name}{{model="m"}} {value}\n' for name, value in values.items())
+        return gauges + self.counters()
 
 
 @contextlib.contextmanager

@@ -83,7 +83,8 @@ def pod_query(plan: ServicePlan, metric: MetricType) -> str:
     of_pods = f'namespace="{plan.key.namespace}",pod=~"{plan.key.name}-[a-z0-9]+-[a-z0-9]{{5}}"'
     match metric:
         case MetricType.TOKENS_PER_SECOND:
-            return f"sum(rate({metric_names.GENERATED_TOKENS_TOTAL}{{{of_pods}}}[{WINDOW}]))"
+            rate = f"sum(rate({metric_names.GENERATED_TOKENS_TOTAL}{{{of_pods}}}[{WINDOW}]))"
+            return f"{rate} or 0 * sum({metric_names.REQUESTS_RUNNING}{{{of_pods}}})"
         case MetricType.TIME_TO_FIRST_TOKEN:
             buckets = f"{metric_names.TIME_TO_FIRST_TOKEN}_bucket{{{of_pods}}}"
             quantile = f"histogram_quantile(0.95, sum by (pod, le) (rate({buckets}[{WINDOW}]))) >= 0"

@@ -2,7 +2,7 @@
 
 From two readings of one replica's counters, or by a query where a Prometheus keeps them. Pure. What cannot be known is
 absent: a counter that went back is a replica that began anew, and a replica at work without a first token lately has
-no percentile. One that nobody asked has waited for nothing: its percentile is 0.
+no percentile. One that nobody asked has no such counters: it generated nothing and let nobody wait, which counts as 0.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ class Counters:
     tokens: float
     buckets: Mapping[float, float]
     """Upper bound in seconds -> first tokens that came within it, since the replica began."""
-    at_work: bool
-    """Whether a request runs or waits."""
+    at_work: bool | None
+    """Whether a request runs or waits; None: the page does not say, so it is not that of a replica."""
 
 
 def parse_counters(text: str, at_s: float) -> Counters:
     """Read one replica's exposition. Raises ValueError where a line of one of these metrics is not in that format."""
     ours = [line for line in text.splitlines() if line.partition("{")[0].partition(" ")[0] in _READ]
-    tokens, at_work = 0.0, 0.0
+    tokens = 0.0
+    at_work: bool | None = None
     buckets: dict[float, float] = {}
     for family in text_string_to_metric_families("\n".join(ours) + "\n"):
         for series in family.samples:
@@ -48,14 +49,14 @@ def parse_counters(text: str, at_s: float) -> Counters:
             elif series.name == metric_names.GENERATED_TOKENS_TOTAL:
                 tokens += float(series.value)
             else:
-                at_work += float(series.value)
-    return Counters(at_s, tokens, buckets, at_work > 0)
+                at_work = bool(at_work) or float(series.value) > 0
+    return Counters(at_s, tokens, buckets, at_work)
 
 
 def derive(readings: Iterable[Counters]) -> dict[str, Sample]:
     """Return what the oldest and the newest reading of a window tell; empty until there are two."""
     ordered = sorted(readings, key=lambda reading: reading.at_s)
-    if len(ordered) < 2 or ordered[-1].tokens < ordered[0].tokens:
+    if len(ordered) < 2 or ordered[-1].tokens < ordered[0].tokens or ordered[-1].at_work is None:
         return {}
     older, newer = ordered[0], ordered[-1]
     rate = (newer.tokens - older.tokens) / (newer.at_s - older.at_s)
@@ -100,8 +101,9 @@ def quantile(share: float, buckets: Mapping[float, float]) -> float:
 
 
 def tokens_query(by: str, matchers: str, window_s: int) -> str:
-    """PromQL for tokens per second of each pod."""
-    return f"sum by ({by}) (rate({metric_names.GENERATED_TOKENS_TOTAL}{{{matchers}}}[{window_s}s]))"
+    """PromQL for tokens per second of each pod; 0 for those that have not generated any yet, and so have no counter."""
+    rate = f"sum by ({by}) (rate({metric_names.GENERATED_TOKENS_TOTAL}{{{matchers}}}[{window_s}s]))"
+    return f"{rate} or 0 * sum by ({by}) ({metric_names.REQUESTS_RUNNING}{{{matchers}}})"
 
 
 def first_token_query(by: str, matchers: str, window_s: int) -> str:

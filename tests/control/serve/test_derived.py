@@ -79,6 +79,21 @@ def test_a_replica_at_work_without_a_first_token_has_no_percentile():
     assert TIME_TO_FIRST_TOKEN_P95 not in found
 
 
+def test_a_page_that_does_not_say_whether_anything_runs_is_no_replicas_page():
+    readings = [parse_counters("# nothing\n", 0.0), parse_counters("# nothing\n", 30.0)]
+
+    assert readings[0].at_work is None
+    assert derive(readings) == {}
+
+
+def test_a_replica_that_was_never_asked_has_no_counters_and_counts_as_zero():
+    page = 'windlass_requests_running{model="m"} 0\nwindlass_requests_waiting{model="m"} 0\n'
+
+    found = derive([parse_counters(page, 0.0), parse_counters(page, 30.0)])
+
+    assert found == {GENERATED_TOKENS_PER_SECOND: Sample(0.0, 30.0), TIME_TO_FIRST_TOKEN_P95: Sample(0.0, 30.0)}
+
+
 def test_one_reading_tells_nothing():
     assert derive([counters(10, 100)]) == {}
 
