@@ -5,10 +5,11 @@ Pages already read are handed back to the kernel, so a load never holds the weig
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -108,20 +109,32 @@ class TensorFile:
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a safetensors file, one tensor after the other. Equal tensors give equal bytes."""
     names = {dtype: name for name, dtype in _READABLE.items()}
-    entries, offset = {}, 0
-    for name, tensor in tensors.items():
-        entries[name] = {
-            "dtype": names[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
-    header = json.dumps(entries).encode()
-    header += b" " * (-len(header) % _LENGTH_BYTES)  # readers expect the data aligned
     with path.open("wb") as file:
-        file.write(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
+        file.write(_build_header((name, names[t.dtype], tuple(t.shape), t.nbytes) for name, t in tensors.items()))
         for tensor in tensors.values():
             file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def join_tensors(path: Path, parts: Sequence[Path]) -> None:
+    """Write one safetensors file with the tensors of several, in order; one tensor in memory at a time."""
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(contextlib.closing(TensorFile(part))) for part in parts]
+        out = stack.enter_context(path.open("wb"))
+        held = [(file, name, stored) for file in files for name, stored in file.tensors.items()]
+        out.write(_build_header((name, stored.dtype, stored.shape, stored.size) for _, name, stored in held))
+        for file, name, _ in held:
+            out.write(file.read(name).flatten().view(torch.uint8).numpy().data)
+
+
+def _build_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
+    """From name, format, shape and size of each tensor, in the order of the data."""
+    entries, offset = {}, 0
+    for name, dtype, shape, size in tensors:
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % _LENGTH_BYTES)  # readers expect the data aligned
+    return len(header).to_bytes(_LENGTH_BYTES, "little") + header
 
 
 def _parse_header(path: Path, data: mmap.mmap) -> dict[str, StoredTensor]:

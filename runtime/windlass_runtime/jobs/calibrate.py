@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from windlass_runtime.checkpoint import layout
 from windlass_runtime.checkpoint.config import read_spec
 from windlass_runtime.checkpoint.spec import ModelSpec
-from windlass_runtime.checkpoint.tensor_file import TensorFile, write_tensors
+from windlass_runtime.checkpoint.tensor_file import TensorFile, join_tensors, write_tensors
 from windlass_runtime.checkpoint.tensors import CheckpointTensors
 from windlass_runtime.errors import CalibrationError, QualityMissed
 from windlass_runtime.jobs import quality
@@ -329,13 +329,12 @@ class _Calibration:
     def _quantize_head(self, hidden: Hidden) -> None:
         partial, entry = PartialRecipe(), self.plan.get(layout.HEAD)
         if entry is not None:
-            reader = self._reader()
-            head = Projection(torch.from_numpy(self._read(layout.HEAD)), None)
+            reader, matrix = self._reader(), self._read(layout.HEAD)
+            head = Projection(torch.from_numpy(matrix), None)
             watch = InputWatch([head], [entry.format is Format.INT4], self.texts[0].tokens.size)
             norm, arithmetic = reader.read_final_norm(), choose_arithmetic(self.spec)
             for window in hidden[1, : len(self.texts[0].tokens)]:
                 watch.see(head, arithmetic.norm(torch.from_numpy(np.array(window)), norm))
-            matrix = self._read(layout.HEAD)
             finished = quantize_unit(
                 [matrix],
                 watch.statistics(head),
@@ -349,15 +348,12 @@ class _Calibration:
 
     def _join_parts(self, path: Path) -> dict[str, TensorRecipe]:
         entries: dict[str, TensorRecipe] = {}
-        joined: dict[str, torch.Tensor] = {}
+        parts = []
         for name in ("embedding", *map(str, range(self.spec.layer_count)), "head"):
-            part = self.work.part(name)
-            for tensor, values in json.loads(part.with_suffix(".json").read_bytes()).items():
+            parts.append(self.work.part(name))
+            for tensor, values in json.loads(parts[-1].with_suffix(".json").read_bytes()).items():
                 entries[tensor] = TensorRecipe(**values | {"format": Format(values["format"])})
-            file = TensorFile(part)
-            joined |= {tensor: file.read(tensor) for tensor in file.tensors}
-            file.close()
-        write_tensors(path, joined)
+        join_tensors(path, parts)
         return entries
 
     def _measure(self, hidden: Hidden, path: Path, entries: dict[str, TensorRecipe]) -> Any:
@@ -366,7 +362,7 @@ class _Calibration:
         file = TensorFile(path)
         for overlay in (None, RecipeTensors(file, entries)):
             reader = self._reader(overlay)
-            ends.append(quality.Exit(reader.read_final_norm(), reader.read_head(reader.read_embedding())))
+            ends.append(quality.Exit(reader.read_final_norm(), reader.read_head(None)))
         file.close()
         return quality.measure_quality(
             choose_arithmetic(self.spec),

@@ -150,11 +150,14 @@ class LayerReader:
     def read_final_norm(self) -> torch.Tensor:
         return self.read_norm(layout.FINAL_NORM, self.spec.hidden_size)
 
-    def read_head(self, embedding: Matrix) -> Projection:
-        """The output head; the embedding itself when tied, unless the overlay keeps a copy of its own."""
+    def read_head(self, embedding: Matrix | None) -> Projection:
+        """The output head; the embedding itself when tied, unless the overlay keeps a copy of its own.
+
+        embedding  None has it read again where it is needed
+        """
         entry = self.entry(layout.HEAD)
         if self.spec.tied_head and entry is None:
-            return Projection(embedding, None)
+            return Projection(self.read_embedding() if embedding is None else embedding, None)
         return Projection(self._read_matrix(layout.HEAD), None, entry.input_scale if entry else 0.0)
 
     def _read_matrix(self, name: str) -> Matrix:

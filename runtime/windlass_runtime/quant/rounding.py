@@ -6,7 +6,7 @@ square of each input; all ones when nothing is known of the inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ _CLIPS_8: Final = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
 _CLIPS_4: Final = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65)
 """Shares of the largest magnitude to try as the end of the range: cutting the largest values refines all others."""
 _BLOCK_VALUES: Final = 2**16
+"""Stays in a processor's cache while its clips are tried."""
+_BLOCK_OUTPUTS: Final = 2**21
 _SMALLEST_SCALE: Final = np.float32(2.0**-24)
 """The smallest FP16 above zero: a group of zeros needs some scale."""
 _DAMPING: Final = 0.01
@@ -35,6 +37,10 @@ class Rounded:
     """[N, K]"""
     scales: NDArray[Any]
     """[N] float32, or [N, G] float16"""
+
+    def part(self, rows: slice) -> Rounded:
+        """Some of the rows."""
+        return Rounded(self.codes[rows], self.scales[rows])
 
     def values(self) -> Floats:
         """The matrix the codes stand for: [N, K]."""
@@ -91,10 +97,15 @@ def round_with_feedback(weight: Floats, group: int, moments: Floats) -> Rounded:
     return Rounded(codes, scales)
 
 
-def signal_to_noise_db(weight: Floats, rounded: Floats, sample: Floats) -> float:
+def signal_to_noise_db(weights: Sequence[Floats], rounded: Sequence[Rounded], sample: Floats) -> float:
     """How far the outputs for `sample` [S, K] stand above the error that rounding adds to them; at most 200."""
-    signal, noise = sample @ weight.T, sample @ (weight - rounded).T
-    return ratio_db(float(np.square(signal, dtype=np.float64).sum()), float(np.square(noise, dtype=np.float64).sum()))
+    signal = noise = 0.0
+    for weight, codes in zip(weights, rounded, strict=True):
+        for rows in _blocks(weight, _BLOCK_OUTPUTS):
+            exact, wrong = weight[rows], weight[rows] - codes.part(rows).values()
+            signal += float(np.square(sample @ exact.T, dtype=np.float64).sum())
+            noise += float(np.square(sample @ wrong.T, dtype=np.float64).sum())
+    return ratio_db(signal, noise)
 
 
 def ratio_db(signal: float, noise: float) -> float:
@@ -104,9 +115,9 @@ def ratio_db(signal: float, noise: float) -> float:
     return float(np.clip(10.0 * np.log10(signal / noise), -200.0, 200.0))
 
 
-def _blocks(weight: Floats) -> Iterator[slice]:
-    """Rows in parts that stay in a processor's cache: each row is rounded by itself."""
-    step = max(1, _BLOCK_VALUES // max(1, weight.shape[1]))
+def _blocks(weight: Floats, values: int = _BLOCK_VALUES) -> Iterator[slice]:
+    """Rows in parts of about so many values: rows are independent, and temporaries of whole matrices add up."""
+    step = max(1, values // max(1, weight.shape[1]))
     for first in range(0, len(weight), step):
         yield slice(first, first + step)
 

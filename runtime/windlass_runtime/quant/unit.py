@@ -57,12 +57,10 @@ def quantize_unit(
 
     floors_db  least signal-to-noise ratio of the outputs, by format; a format without one is always good enough
     """
-    stacked, chosen = np.concatenate(list(matrices)), entry
-    tried: list[str] = []
+    chosen, tried = entry, list[str]()
     while chosen.format.is_integer:
         rounded = tuple(_round(matrix, inputs, chosen) for matrix in matrices)
-        values = np.concatenate([part.values() for part in rounded])
-        snr_db = round(rounding.signal_to_noise_db(stacked, values, inputs.sample), 2)
+        snr_db = round(rounding.signal_to_noise_db(matrices, rounded, inputs.sample), 2)
         if snr_db >= floors_db.get(chosen.format, -np.inf):
             scale = _input_scale(inputs, static_inputs)
             reason = f"{', '.join(tried)}: below the floor" if tried else chosen.reason
