@@ -26,7 +26,7 @@ from windlass_operator.domain.canary_plan import (
 )
 from windlass_operator.domain.decision import Decision, Refusal, decide
 from windlass_operator.domain.device_claim import explain_alternatives
-from windlass_operator.domain.elastic_precision import return_due_at
+from windlass_operator.domain.elastic_precision import find_quality_problem, return_due_at
 from windlass_operator.domain.fleet import FleetSettings, Platform
 from windlass_operator.domain.fleet_plan import (
     GpuClassPlan,
@@ -390,10 +390,12 @@ def _choose_precision(service: InferenceService, verdict: Admission) -> tuple[Pr
     if verdict.candidate is None:
         return choose_precision(spec.preset, None)
     chosen, decision = choose_precision(verdict.candidate.format.preset, verdict.candidate.spec)
-    if verdict.candidate.format.step == 0:
-        return chosen, decision
-    reason = f"stepped down from {spec.preset.value} by spec.precision.alternatives: {verdict.candidate.name} holds it"
-    return chosen, decide("precision", chosen.value, reason)
+    reason = decision.reason
+    if verdict.candidate.format.step:
+        name = verdict.candidate.name
+        reason = f"stepped down from {spec.preset.value} by spec.precision.alternatives: {name} holds it"
+    problems = [problem for item in spec.alternatives if (problem := find_quality_problem(item))]
+    return chosen, decide("precision", chosen.value, "; not ".join([reason, *problems]))
 
 
 def _plan_launch(

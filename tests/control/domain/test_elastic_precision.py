@@ -108,6 +108,14 @@ def test_a_quality_floor_is_held_against_what_was_measured(floor, measured, prob
     assert accepted == (["Auto"] if problem else ["Auto", "INT8"])
 
 
+def test_an_alternative_that_loses_too_much_is_told_in_the_decision():
+    alternative = {"preset": "INT8", "maxQualityLossPercent": "0.8", "qualityLossPercent": "2"}
+    planned = plan(build(alternatives=[alternative]), {"big": 1})
+
+    (decision,) = (item for item in planned.decisions if item.topic == "precision")
+    assert decision.reason == "compute capability 8.9 has BF16; not INT8: loses 2 %, at most 0.8 % is acceptable"
+
+
 def status_since(seconds: float) -> InferenceServiceStatus:
     since = (NOW - datetime.timedelta(seconds=seconds)).isoformat()
     return InferenceServiceStatus.model_validate(
