@@ -114,7 +114,7 @@ def test_services_created_at_once_never_take_more_than_the_cohort_has(kube: Kube
     assert max(seen) <= TOGETHER
     refused = [one for one in verdicts if one["status"] == "False"]
     assert {one["reason"] for one in refused} == {"QuotaExceeded"}
-    assert all("cohort research can lend 0" in one["message"] for one in refused)
+    assert all("cohort research can lend" in one["message"] for one in refused)
 
 
 def test_idle_devices_are_borrowed_and_come_back_when_their_owner_wants_them(kube: KubeClient) -> None:
@@ -130,7 +130,9 @@ def test_idle_devices_are_borrowed_and_come_back_when_their_owner_wants_them(kub
 
     assert max(seen) <= TOGETHER
     assert ready_pods(kube, "night", GUESTS_TEAM) == 3
-    told = eventually(lambda: admitted(kube, "night", GUESTS_TEAM), lambda found: found["reason"] == "QuotaReclaimed")
+    told = eventually(
+        lambda: admitted(kube, "night", GUESTS_TEAM), lambda found: found.get("reason") == "QuotaReclaimed"
+    )
     assert "needs 6 x h200, has 3" in told["message"]
     ready = condition(kube, "night", "Ready", GUESTS_TEAM)
     assert "a lender of cohort research" in ready["message"]
@@ -143,7 +145,7 @@ def test_idle_devices_are_borrowed_and_come_back_when_their_owner_wants_them(kub
 
 
 def test_a_service_that_ran_on_borrowed_devices_alone_stops_and_returns(kube: KubeClient) -> None:
-    kube.apply(gpu_service("own", GUESTS_TEAM, 2, floor=1))
+    kube.apply(gpu_service("own", GUESTS_TEAM, 2, floor=2))
     wait_ready(kube, "own", GUESTS_TEAM)
     kube.apply(gpu_service("extra", GUESTS_TEAM, 4, floor=1))
     wait_ready(kube, "extra", GUESTS_TEAM)
@@ -170,7 +172,7 @@ def test_a_higher_tier_takes_replicas_of_a_lower_one_down_to_its_floor(kube: Kub
 
     wait_ready(kube, "urgent", GUESTS_TEAM, timeout_s=60)
     assert ready_pods(kube, "batch", GUESTS_TEAM) == 1
-    told = eventually(lambda: admitted(kube, "batch", GUESTS_TEAM), lambda found: found["status"] == "False")
+    told = eventually(lambda: admitted(kube, "batch", GUESTS_TEAM), lambda found: found.get("status") == "False")
     assert told["reason"] == "QuotaPreempted"
 
 
@@ -181,7 +183,9 @@ def test_budgets_hold_across_a_restart_of_the_operator(kube: KubeClient, operato
 
     kube.apply(gpu_service("day", OWNERS_TEAM, 2))
     eventually(lambda: deployment(kube, "night", GUESTS_TEAM)["spec"]["replicas"], lambda count: count == 5)
-    waits = eventually(lambda: condition(kube, "day", "Ready", OWNERS_TEAM), lambda found: "budget" in found["message"])
+    waits = eventually(
+        lambda: condition(kube, "day", "Ready", OWNERS_TEAM), lambda found: "budget" in found.get("message", "")
+    )
     assert waits["reason"] == "QuotaReturning"
     operator.kill()
     operator.start()
@@ -243,18 +247,18 @@ def test_a_suggestion_that_is_applied_makes_the_service_ready(
 ) -> None:
     gpus = [{"name": "h200", "nominal": 3, "borrowingLimit": 0}, {"name": "edge-l4", "nominal": 2}]
     kube.apply(guest(quota={"gpus": gpus}))
-    kube.apply(gpu_service("old", GUESTS_TEAM, 2))
-    wait_ready(kube, "old", GUESTS_TEAM)
-    kube.apply(gpu_service("new", GUESTS_TEAM, 2))
-    refused = eventually(lambda: condition(kube, "new", "Admitted", GUESTS_TEAM), bool)
+    kube.apply(gpu_service("first", GUESTS_TEAM, 2))
+    wait_ready(kube, "first", GUESTS_TEAM)
+    kube.apply(gpu_service("second", GUESTS_TEAM, 2))
+    refused = eventually(lambda: condition(kube, "second", "Admitted", GUESTS_TEAM), bool)
     assert refused["reason"] == "QuotaExceeded"
 
-    suggestions = explained(kubectl, "new", tmp_path)
+    suggestions = explained(kubectl, "second", tmp_path)
     (change,) = [item["change"] for item in suggestions if item["remedy"] == remedy]
     scope = ["-n", change["namespace"]] if change["namespace"] else []
     kubectl("patch", change["kind"], change["name"], *scope, "--type=merge", "-p", json.dumps(change["patch"]))
 
-    wait_ready(kube, "new", GUESTS_TEAM, timeout_s=60)
+    wait_ready(kube, "second", GUESTS_TEAM, timeout_s=60)
     assert suggestions[0]["order"][1:] in refused["message"]
 
 
@@ -275,7 +279,8 @@ def test_devices_that_strangers_hold_are_named_and_freeing_them_is_enough(kube: 
         accelerator = {"classes": ["edge-l4"]}
         kube.apply(service("chat", GUESTS_TEAM, accelerator=accelerator, replicas=2))
         told = eventually(
-            lambda: condition(kube, "chat", "Ready", GUESTS_TEAM), lambda found: "free 1 x edge-l4" in found["message"]
+            lambda: condition(kube, "chat", "Ready", GUESTS_TEAM),
+            lambda found: "free 1 x edge-l4" in found.get("message", ""),
         )
         assert told["reason"] == "PodsPending"
     finally:

@@ -117,10 +117,16 @@ def fold_workload(
         autoscaler_problem=_autoscaler_problem(autoscaler),
         foreign_scaler=_foreign_scaler(autoscaler),
         shrinks_soon=_condition(autoscaler or {}, "AbleToScale").get("reason") == SHRINKS_SOON,
+        wants_more=_wants_more(autoscaler),
         startup_s=_startup_s(staying),
         last_failure=_last_failure(pods),
         takings=_takings(deployment),
     )
+
+
+def _wants_more(autoscaler: Json | None) -> bool:
+    limited = _condition(autoscaler or {}, "ScalingLimited")
+    return limited.get("status") == "True" and limited.get("reason") == "TooManyReplicas"
 
 
 def fold_remnants(pods: Sequence[Json]) -> Workload | None:

@@ -21,7 +21,7 @@ LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 REVISION: Final = "deployment.kubernetes.io/revision"
 CONDITIONS: Final[Mapping[str, frozenset[str]]] = {
     "Deployment": frozenset({"ReplicaFailure", "Progressing"}),
-    "HorizontalPodAutoscaler": frozenset({"AbleToScale", "ScalingActive"}),
+    "HorizontalPodAutoscaler": frozenset({"AbleToScale", "ScalingActive", "ScalingLimited"}),
     "Node": frozenset({"Ready"}),
     "Pod": frozenset({"Ready", "PodScheduled"}),
 }

@@ -19,7 +19,7 @@ from windlass_operator.domain.model_source import check_volume, parse_source
 from windlass_operator.domain.preemption import allowance, told
 from windlass_operator.domain.priority import check_tier
 from windlass_operator.domain.quantity import parse_bytes
-from windlass_operator.domain.quota import Grant, Request, Terms, Wait
+from windlass_operator.domain.quota import Grant, Request, Terms
 from windlass_operator.domain.quota_report import QuotaVerdict, explain_grant, judge_grant, refuse_grant
 from windlass_operator.domain.quota_use import class_terms
 from windlass_operator.domain.rollout_turns import claim_of
@@ -29,6 +29,7 @@ from windlass_operator.domain.snapshot import Key, Workload
 from windlass_operator.domain.tenancy import check_tenancy
 
 SERVICE_KIND: Final = "InferenceService"
+_NOTHING_ASIDE: Final = Reservation()
 _SERVICE_NAME: Final = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -154,7 +155,7 @@ def _reservation(tenant: Tenant, view: FleetView) -> Reservation:
         nominal = {gpu.name: gpu.nominal for gpu in tenant.spec.quota.gpus}
         services = view.services_of(tenant).items()
         claims = [claim for key, service in services if (claim := _alternatives(key, service, view)) is not None]
-        view.reservations[name] = reserve_alternatives(claims, nominal, name)
+        view.reservations[name] = reserve_alternatives(claims, nominal, name) if claims else _NOTHING_ASIDE
     return view.reservations[name]
 
 
@@ -200,7 +201,7 @@ def _grants(tenant: Tenant, view: FleetView) -> Mapping[Key, Grant]:
         members = view.members(circle)
         requests = [request for member in members for request in _requests(member, view)]
         grants = view.grants[circle] = share_cohort([_terms(member, view) for member in members], requests)
-        if any(grant.wait is Wait.ALLOWANCE for grant in grants.values()):
+        if grants.waits_for_budget:
             view.waits_for_budget.add(circle)
     return view.grants[circle]
 
@@ -208,9 +209,11 @@ def _grants(tenant: Tenant, view: FleetView) -> Mapping[Key, Grant]:
 def _terms(tenant: Tenant, view: FleetView) -> Terms:
     spec, aside = tenant.spec, _reservation(tenant, view).devices
     classes = {gpu.name: class_terms(gpu) for gpu in spec.quota.gpus}
+    for name in aside.keys() & classes.keys():
+        classes[name] = replace(classes[name], nominal=classes[name].nominal - aside[name])
     return Terms(
         tenant.metadata.name,
-        {name: replace(terms, nominal=terms.nominal - aside.get(name, 0)) for name, terms in classes.items()},
+        classes,
         spec.cohort,
         spec.weight,
         _allowance(tenant, view),
@@ -290,6 +293,7 @@ def _request(key: Key, service: InferenceService, tenant: Tenant, view: FleetVie
         devices_per_replica=accelerator.count,
         least=0 if leaving else wanted.least,
         most=0 if leaving else wanted.most,
+        demand=min(wanted.most, workload.wanted + 1) if workload.wants_more and not leaving else 0,
         floor=min(service.spec.rollout.min_available, wanted.least),
         told=told(workload.wanted, workload.takings, view.now_s),
         fixed=False,

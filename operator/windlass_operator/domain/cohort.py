@@ -37,9 +37,18 @@ class Ledger:
                 self._pool[name] = self._pool.get(name, 0) + terms_of_class.lendable
                 self._capacity[name] = self._capacity.get(name, 0) + terms_of_class.nominal
         for request in requests:
-            if request.kept:
-                kept = request.kept * request.devices_per_replica
-                self._add(request.key, request.tenant, request.held_class, kept)
+            kept = request.kept
+            if kept:
+                self._add(request.key, request.tenant, request.held_class, kept * request.devices_per_replica)
+
+    def copy(self) -> Ledger:
+        """The same books, to be written on apart."""
+        other = Ledger((), ())
+        other._terms, other._pool, other._capacity = self._terms, self._pool, self._capacity
+        other._reserved = {name: dict(services) for name, services in self._reserved.items()}
+        other._used = {name: dict(tenants) for name, tenants in self._used.items()}
+        other._drawn = dict(self._drawn)
+        return other
 
     def hold_leaving(self, request: Request) -> None:
         """Count devices of pods on their way out too: nobody may keep them, and nobody else has them yet."""

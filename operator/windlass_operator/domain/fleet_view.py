@@ -9,8 +9,10 @@ import datetime
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
-from windlass_operator.api.v1alpha1.inference_service import InferenceService
+from windlass_operator.api.v1alpha1.gpu_class import GPUClass
+from windlass_operator.api.v1alpha1.inference_service import Allocation, InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.alternative_quota import Reservation
 from windlass_operator.domain.canary_plan import derive_canaries
@@ -25,6 +27,7 @@ from windlass_operator.domain.supply import Supply
 from windlass_operator.domain.tenancy import owners
 
 _NOTHING_RUNS = Workload()
+T = TypeVar("T", Tenant, GPUClass)
 
 Circle = tuple[str, str]
 """Who shares GPUs: ("cohort", its name), or ("tenant", its name) for a tenant without a cohort."""
@@ -33,6 +36,28 @@ Circle = tuple[str, str]
 def circle_of(tenant: Tenant) -> Circle:
     """With whom a tenant shares GPUs."""
     return ("cohort", tenant.spec.cohort) if tenant.spec.cohort else ("tenant", tenant.metadata.name)
+
+
+def _same_specs(now: Mapping[str, T], before: Mapping[str, T]) -> bool:
+    """Whether objects differ in their statuses at most."""
+    return now is before or (
+        now.keys() == before.keys()
+        and all(
+            item is before[name] or (item.spec == before[name].spec and _age(item) == _age(before[name]))
+            for name, item in now.items()
+        )
+    )
+
+
+def _age(item: Tenant | GPUClass) -> str:
+    return item.metadata.creation_timestamp
+
+
+def _reads_more(service: InferenceService) -> bool:
+    """Whether what it asks for depends on other services or on the hour too."""
+    accelerator = service.spec.accelerator
+    claims = accelerator is not None and accelerator.allocation is not Allocation.DEVICE_PLUGIN
+    return claims or bool(service.spec.precision.alternatives)
 
 
 class FleetView:
@@ -63,6 +88,31 @@ class FleetView:
             return False
         self.now = now
         return True
+
+    def inherit(self, earlier: FleetView) -> None:
+        """Take over what services asked of their quotas in an earlier view, where nothing that they read is another.
+
+        A change of one service then costs its own request, not those of everybody who shares its GPUs.
+        """
+        now, before = self.snapshot, earlier.snapshot
+        if (
+            now.nodes is not before.nodes
+            or now.capabilities is not before.capabilities
+            or self.settings is not earlier.settings
+            or not _same_specs(now.tenants, before.tenants)
+            or not _same_specs(now.gpu_classes, before.gpu_classes)
+        ):
+            return
+        for key, request in earlier.requests.items():
+            service, runs = now.services.get(key), now.workloads.get(key)
+            if (
+                service is not None
+                and service is before.services.get(key)
+                and runs is before.workloads.get(key)
+                and not (runs is not None and runs.takings)  # how long ago they were matters
+                and not _reads_more(service)
+            ):
+                self.requests[key] = request
 
     def variant(self, snapshot: Snapshot, changed: Key) -> FleetView:
         """The view of a world in which one object of ours has another spec; keeps what that cannot touch."""

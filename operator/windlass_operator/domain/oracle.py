@@ -15,7 +15,7 @@ from windlass_operator.api.v1alpha1.inference_service import InferenceService, P
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.admission import Admission, admit, check_service, key_of
 from windlass_operator.domain.decision import Refusal
-from windlass_operator.domain.fleet_view import FleetView
+from windlass_operator.domain.fleet_view import FleetView, circle_of
 from windlass_operator.domain.quota import URGENCY, Grant, Wait
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.domain.suggestion import Change, Remedy, Suggestion, next_step
@@ -155,15 +155,17 @@ def _by_neighbour(grant: Grant, tenant: Tenant, service: InferenceService, view:
 def _neighbours(
     grant: Grant, tenant: Tenant, service: InferenceService, view: FleetView
 ) -> list[tuple[Key, InferenceService]]:
-    """Services of the tenant that hold devices of the class in a fixed number; the least urgent and youngest first."""
+    """Services of the tenant that have devices of the class in a fixed number; the least urgent and youngest first."""
+    grants = view.grants[circle_of(tenant)]
     running = [
         (key, other)
         for key, other in view.services_of(tenant).items()
         if key != key_of(service)
         and other.spec.scaling is None
         and not other.spec.suspend
-        and view.workload_of(key).gpu_class == grant.gpu_class
-        and view.workload_of(key).devices
+        and key in grants
+        and grants[key].gpu_class == grant.gpu_class
+        and grants[key].replicas
     ]
     running.sort(key=lambda item: (item[1].metadata.creation_timestamp, item[0]), reverse=True)
     running.sort(key=lambda item: -URGENCY[item[1].spec.tier])

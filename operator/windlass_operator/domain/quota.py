@@ -82,6 +82,8 @@ class Request:
     told: int | None = None
     """Replicas it has been told to run; more of them are on their way out, and taking those costs no budget. None: as
     many as it holds."""
+    demand: int = 0
+    """Replicas that its load asks for; claimed within the tenant's own devices, not beyond."""
     fixed: bool = False
     """True: its spec cannot be carried out now, so what runs stays as it is, or goes as a whole."""
     promised_devices: int = 0
@@ -101,11 +103,6 @@ class Request:
     def leaving_devices(self) -> int:
         """Devices of pods that its own spec lets go."""
         return self.held_devices - self.kept * self.devices_per_replica
-
-    @property
-    def moves(self) -> bool:
-        """Whether it runs in a class that it should leave."""
-        return self.kept > 0 and not self.fixed and self.held_class != self.classes[0]
 
 
 @dataclass(frozen=True, slots=True)

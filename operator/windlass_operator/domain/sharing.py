@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from windlass_operator.api.v1alpha1.inference_service import Tier
@@ -37,6 +37,8 @@ class _Place:
     request: Request
     gpu_class: str
     replicas: int
+    runs: int
+    """Replicas it runs and may go on running, in whatever class."""
     stays: bool
     """True: it should leave this class, and no other has room so far."""
     used: int = 0
@@ -47,12 +49,12 @@ class _Place:
     @property
     def running(self) -> bool:
         """Whether it runs in the class that it is to have."""
-        return self.request.kept > 0 and self.request.held_class == self.gpu_class
+        return self.runs > 0 and self.request.held_class == self.gpu_class
 
     @property
     def kept(self) -> int:
         """Replicas it runs in that class and may go on running."""
-        return self.request.kept if self.running else 0
+        return self.runs if self.request.held_class == self.gpu_class else 0
 
     @property
     def short(self) -> bool:
@@ -60,9 +62,40 @@ class _Place:
         return self.stays or self.replicas < self.request.least
 
 
-def share_cohort(terms: Iterable[Terms], requests: Iterable[Request]) -> dict[Key, Grant]:
+class Grants(Mapping[Key, Grant]):
+    """What each service gets. Put into words only for those that are asked about: a plan asks about one of many."""
+
+    def __init__(
+        self, places: Mapping[Key, _Place], build: Callable[[_Place], Grant], *, waits_for_budget: bool
+    ) -> None:
+        self._places = places
+        self._build = build
+        self._built: dict[Key, Grant] = {}
+        self.waits_for_budget = waits_for_budget
+        """Whether somebody waits until budgets allow to take more."""
+
+    def __getitem__(self, key: Key) -> Grant:
+        if key not in self._built:
+            self._built[key] = self._build(self._places[key])
+        return self._built[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def share_cohort(terms: Iterable[Terms], requests: Iterable[Request]) -> Grants:
     """Give every request its class and its number of replicas; 0 replicas means refused unless it asked for none."""
     return _Sharing(list(terms), requests).share()
+
+
+def _place_as_held(request: Request) -> _Place:
+    kept = request.kept
+    gpu_class = request.held_class if kept else request.classes[0]
+    stays = kept > 0 and not request.fixed and gpu_class != request.classes[0]
+    return _Place(request, gpu_class, kept, kept, stays)
 
 
 def _order(request: Request) -> tuple[object, ...]:
@@ -75,30 +108,32 @@ class _Sharing:
     def __init__(self, terms: list[Terms], requests: Iterable[Request]) -> None:
         self._terms = {item.tenant: item for item in terms}
         self._allowance = {item.tenant: item.allowance for item in terms}
-        self._places = [
-            _Place(request, request.held_class if request.kept else request.classes[0], request.kept, request.moves)
-            for request in sorted(requests, key=_order)
-        ]
+        self._places = [_place_as_held(request) for request in sorted(requests, key=_order)]
         self._requests = [place.request for place in self._places]
         self._target = Ledger(terms, self._requests)
-        self._now = Ledger(terms, self._requests)
+        self._now = self._target.copy()
         for request in self._requests:
             self._now.hold_leaving(request)
+        self._classes = sorted({name for item in terms for name in item.classes})
+        self._fits: Mapping[Key, int] = {}
+        self._for_rollouts: Mapping[tuple[str, str], int] = {}
+        self._by_tenant: dict[str, list[_Place]] = defaultdict(list)
         self._by_key = {place.request.key: place for place in self._places}
         self._holders: dict[str, list[_Place]] = defaultdict(list)
         self._holders_of: dict[tuple[str, str], list[_Place]] = defaultdict(list)
         for place in self._places:
+            self._by_tenant[place.request.tenant].append(place)
             if place.replicas:
                 self._holders[place.gpu_class].append(place)
                 self._holders_of[place.request.tenant, place.gpu_class].append(place)
         self._claimed: dict[str, int] = defaultdict(int)
         self._pods_wait = any(request.leaving_devices or request.promised_devices for request in self._requests)
 
-    def share(self) -> dict[Key, Grant]:
+    def share(self) -> Grants:
         """Run the rounds."""
         for place in self._places:
             self._claim(place)
-        for gpu_class in sorted({name for item in self._terms.values() for name in item.classes}):
+        for gpu_class in self._classes:
             self._take_back(gpu_class, -self._target.idle(gpu_class))
         for place in self._places:
             if place.cause is TakingCause.TIER and not place.stays:
@@ -128,12 +163,15 @@ class _Sharing:
     def _claim_more(self, place: _Place) -> None:
         """A running service keeps what it has and is topped up as far as its tenant's own devices go."""
         request = place.request
+        wanted = max(request.least, request.demand)
+        if place.replicas >= wanted:
+            return
         room = self._target.nominal_room(request, place.gpu_class)
-        if place.replicas < min(request.least, room):
-            self._claim_in(place, place.gpu_class, min(request.least, room))
-        for wanted in (request.least, place.replicas + 1):
-            if place.short and self._displace(place, place.gpu_class, wanted):
-                break
+        if place.replicas < min(wanted, room):
+            self._claim_in(place, place.gpu_class, min(wanted, room))
+        if place.replicas < request.least:
+            tried = (request.least, place.replicas + 1)
+            any(self._displace(place, place.gpu_class, replicas) for replicas in tried)
         self._note(place)
 
     def _claim_in(self, place: _Place, gpu_class: str, replicas: int) -> None:
@@ -371,37 +409,49 @@ class _Sharing:
 
     # -- what may start now --------------------------------------------------------------------------------------------
 
-    def _conclude(self) -> dict[Key, Grant]:
+    def _conclude(self) -> Grants:
         for place in self._places:
             if place.stays:  # refused where it should be; what it still runs elsewhere is no grant
                 place.gpu_class, place.replicas = place.request.classes[0], 0
         now = self._start_least()
-        spare = self._spare_for_rollouts()
+        self._for_rollouts = self._spare_for_rollouts()
         self._start_rest(now)
-        running: dict[tuple[str, str], int] = defaultdict(int)
-        grants = {}
-        for place in self._places:
-            request, gpu_class = place.request, place.gpu_class
-            terms = self._target.terms(request.tenant, gpu_class)
-            held = min(now[request.key], max(place.kept, request.least)) * request.devices_per_replica
-            running[request.tenant, gpu_class] += held
-            grants[request.key] = Grant(
-                gpu_class,
-                now[request.key],
-                request.least,
-                place.used,
-                terms.nominal,
-                spare[request.tenant, gpu_class],
-                request.devices_per_replica,
-                cohort=self._terms[request.tenant].cohort,
-                borrowing_limit=terms.borrowing_limit,
-                lendable=place.lendable,
-                borrowed=min(held, max(0, running[request.tenant, gpu_class] - terms.nominal)),
-                taken=max(0, _told(place) - place.replicas) if place.cause else 0,
-                cause=place.cause,
-                wait=self._wait(place, now[request.key]),
-            )
-        return grants
+        self._fits = now
+        waits = any(self._target.idle(gpu_class) < 0 for gpu_class in self._classes)
+        return Grants(self._by_key, self._grant, waits_for_budget=waits)
+
+    def _grant(self, place: _Place) -> Grant:
+        request, gpu_class, now = place.request, place.gpu_class, self._fits[place.request.key]
+        terms = self._target.terms(request.tenant, gpu_class)
+        return Grant(
+            gpu_class,
+            now,
+            request.least,
+            place.used,
+            terms.nominal,
+            self._for_rollouts[request.tenant, gpu_class],
+            request.devices_per_replica,
+            cohort=self._terms[request.tenant].cohort,
+            borrowing_limit=terms.borrowing_limit,
+            lendable=place.lendable,
+            borrowed=self._borrowed(place, terms.nominal),
+            taken=max(0, _told(place) - place.replicas) if place.cause else 0,
+            cause=place.cause,
+            wait=self._wait(place, now),
+        )
+
+    def _borrowed(self, place: _Place, nominal: int) -> int:
+        """Devices of a service that are the cohort's: its tenant's own go to those served before it."""
+        before = 0
+        for other in self._by_tenant[place.request.tenant]:
+            if other.gpu_class != place.gpu_class:
+                continue
+            needs = min(self._fits[other.request.key], max(other.kept, other.request.least))
+            devices = needs * other.request.devices_per_replica
+            if other is place:
+                return min(devices, max(0, before + devices - nominal))
+            before += devices
+        return 0
 
     def _start_least(self) -> dict[Key, int]:
         """Replicas that may run at once, so far those that services run already or need to run at all: only in devices
@@ -457,8 +507,8 @@ class _Sharing:
 
 
 def _floor(place: _Place) -> int:
-    """Replicas that are promised to stay, of those that run."""
-    return min(place.request.floor, place.kept)
+    """Replicas that are promised to stay, of those that run; none in a class that the service should leave."""
+    return 0 if place.stays else min(place.request.floor, place.kept)
 
 
 def _told(place: _Place) -> int:

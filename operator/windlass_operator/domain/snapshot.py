@@ -127,6 +127,8 @@ class Workload:
     """Why the autoscaler cannot act, in its own words; empty while it can."""
     shrinks_soon: bool = False
     """Whether the autoscaler wants fewer replicas and only waits for its delay."""
+    wants_more: bool = False
+    """Whether the autoscaler would run more replicas than its maximum allows."""
     startup_s: int = 0
     """How long the quickest of its ready pods took from creation to ready; 0 while none is."""
     foreign_scaler: str = ""

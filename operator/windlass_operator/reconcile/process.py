@@ -48,7 +48,7 @@ from windlass_operator.reconcile.fleet_metrics import GpuClassCollector, TenantC
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, Backoff, KeyedQueue, Rate
 from windlass_operator.reconcile.reconciler import Reconciler, Result, Workers
 from windlass_operator.reconcile.routes import RoutePublisher
-from windlass_operator.reconcile.wake import keys_to_wake
+from windlass_operator.reconcile.wake import Claim, claim_on_others, keys_to_wake
 from windlass_operator.render.fleet import render_fleet
 from windlass_operator.settings import OperatorSettings
 
@@ -95,6 +95,8 @@ class Operator:
     probe_port: int = 0
     """Port in use once the probes are served."""
     _last: Snapshot = field(default_factory=Snapshot)
+    _told: dict[Key, Claim] = field(default_factory=dict)
+    """What others were last told of each object of ours."""
 
     def absorb(self, event_type: str | None, manifest: Any) -> None:
         """Take one watch event and wake whom it concerns."""
@@ -109,7 +111,12 @@ class Operator:
         before, self._last = self._last, self.cluster.picture()
         if self.routes is not None and self._last is not before:
             self.routes.touch()
-        for other in keys_to_wake(key, before, self._last):
+        woken = keys_to_wake(key, before, self._last, self._told.get(key))
+        if key.kind != "Node":
+            self._told[key] = claim_on_others(key, self._last)
+            if not self._told[key].exists:
+                del self._told[key]
+        for other in woken:
             self.queue.add(other, delay_s if other == key else OTHERS_DELAY_S)
 
     async def wait_for_work(self) -> None:

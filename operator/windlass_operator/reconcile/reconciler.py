@@ -177,7 +177,8 @@ class Reconciler:
     def _view_of(self, snapshot: Snapshot, now: datetime.datetime) -> FleetView:
         """Keep the view while the picture stays: a restart plans every service from one and the same."""
         if self._view.observed is not snapshot or not self._view.advance_to(now):
-            self._view = FleetView(snapshot, self._settings, now)
+            earlier, self._view = self._view, FleetView(snapshot, self._settings, now)
+            self._view.inherit(earlier)
         return self._view
 
     def _now(self) -> str:

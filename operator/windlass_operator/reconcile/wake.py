@@ -30,6 +30,8 @@ class Claim:
     """Name, class and devices of each canary, and whether it gives them back for good."""
     claim: int = 0
     """Devices that a rollout will take and does not hold yet."""
+    wants_more: bool = False
+    """Whether its load asks for more than it may have; then lenders' own devices come back."""
 
 
 def claim_on_others(key: Key, snapshot: Snapshot) -> Claim:
@@ -39,7 +41,9 @@ def claim_on_others(key: Key, snapshot: Snapshot) -> Claim:
         held = (workload.gpu_class, workload.devices) if workload else ("", 0)
         generation = service.metadata.generation if service else 0
         claim = claim_of(workload) if workload else 0
-        return Claim(service is not None, generation, *held, canaries=_canaries(key, snapshot), claim=claim)
+        wants_more = workload is not None and workload.wants_more
+        canaries = _canaries(key, snapshot)
+        return Claim(service is not None, generation, *held, canaries=canaries, claim=claim, wants_more=wants_more)
     if key.kind == "Tenant":
         tenant = snapshot.tenants.get(key.name)
         return Claim(tenant is not None, tenant.metadata.generation if tenant else 0)
@@ -60,11 +64,15 @@ def _canaries(key: Key, snapshot: Snapshot) -> tuple[tuple[str, str, int, bool],
     )
 
 
-def keys_to_wake(key: Key, before: Snapshot, after: Snapshot) -> frozenset[Key]:
-    """Return every key whose plan may come out differently now. `before`: the picture of the last call."""
+def keys_to_wake(key: Key, before: Snapshot, after: Snapshot, told: Claim | None = None) -> frozenset[Key]:
+    """Return every key whose plan may come out differently now. `before`: the picture of the last call.
+
+    `told`: what others were last told of this key. Our own writes are in the picture at once, so that `before`, taken
+    for another key, may show them although nobody was woken for them.
+    """
     if key.kind == "Node":
         return frozenset(_wake_for_node(before, after, key.name))
-    if claim_on_others(key, before) == claim_on_others(key, after):
+    if (told or claim_on_others(key, before)) == claim_on_others(key, after):
         return frozenset({key, *_wake_for_places(key, before, after)})
     return frozenset({key, *(other for picture in (before, after) for other in _dependents(key, picture))})
 

@@ -270,6 +270,19 @@ def test_an_autoscaler_that_cannot_act_says_why(condition, expected):
     )
 
 
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        pytest.param("TooManyReplicas", True, id="held down by its maximum"),
+        pytest.param("TooFewReplicas", False, id="held up by its minimum"),
+    ],
+)
+def test_an_autoscaler_at_its_maximum_wants_more(reason, expected):
+    limited = {"type": "ScalingLimited", "status": "True", "reason": reason}
+
+    assert fold_workload(build_deployment(), autoscaler={"status": {"conditions": [limited]}}).wants_more is expected
+
+
 def test_the_newest_failure_of_a_replica_is_kept_with_its_end():
     def ended(code, time, reason="Error"):
         return {

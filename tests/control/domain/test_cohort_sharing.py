@@ -224,6 +224,16 @@ def test_weights_say_what_a_fair_share_is():
     assert share(terms, build_request("a", 4, held=4), build_request("b", 2)) == {"a/chat": 4, "b/chat": 0}
 
 
+def test_an_autoscaler_that_wants_more_gets_its_tenants_own_back_and_nothing_borrowed():
+    terms = [build_terms("a", 2), build_terms("b", 4)]
+    borrower, scaled = build_request("a", 5, held=5), build_request("b", 1, most=9, held=1)
+
+    assert share(terms, borrower, replace(scaled, demand=2)) == {"a/chat": 4, "b/chat": 1}
+    assert share(terms, replace(borrower, held_devices=4), replace(scaled, demand=2)) == {"a/chat": 4, "b/chat": 2}
+    full = replace(scaled, held_devices=4, least=4, demand=5)
+    assert share(terms, build_request("a", 2, held=2), full) == {"a/chat": 2, "b/chat": 4}
+
+
 def test_a_service_whose_spec_is_broken_goes_as_a_whole_when_its_devices_are_not_its_tenants():
     terms = [build_terms("a", 0), build_terms("b", 4)]
     broken = build_request("a", 0, held=1, size=4, floor=1, fixed=True)
@@ -377,7 +387,7 @@ def test_no_service_goes_below_a_floor_that_its_tenants_own_devices_cover(fleet)
             running = [
                 request
                 for request in fleet.requests
-                if request.tenant == terms.tenant and request.held_class == gpu_class
+                if request.tenant == terms.tenant and request.held_class == gpu_class == grants[request.key].gpu_class
             ]
             floors = {request.key: min(request.floor, request.held, request.most) for request in running}
             promised = sum(floors[request.key] * request.devices_per_replica for request in running)

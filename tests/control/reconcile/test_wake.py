@@ -8,7 +8,7 @@ from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.snapshot import Key, Node, Snapshot, Workload
-from windlass_operator.reconcile.wake import keys_to_wake
+from windlass_operator.reconcile.wake import claim_on_others, keys_to_wake
 
 
 def service_key(name, namespace="a"):
@@ -159,6 +159,15 @@ def test_devices_that_were_freed_wake_the_tenants_that_wait_for_them():
     after = dataclasses.replace(SHARING, workloads={CHAT: Workload(wanted=0, gpu_class="h200", devices=0)})
 
     assert FAR in keys_to_wake(CHAT, SHARING, after)
+
+
+def test_a_change_that_the_last_picture_held_already_is_told_once():
+    """Our own write is in the picture before its event comes, and another key's event may come between."""
+    told = claim_on_others(CHAT, SHARING)
+    after = dataclasses.replace(SHARING, workloads={CHAT: Workload(wanted=2, gpu_class="h200", devices=2)})
+
+    assert FAR in keys_to_wake(CHAT, after, after, told)
+    assert keys_to_wake(CHAT, after, after, claim_on_others(CHAT, after)) == {CHAT}
 
 
 def test_terms_of_one_tenant_wake_its_whole_cohort():
