@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from support.builders import build_gpu_class, build_node, build_service, build_snapshot
 from windlass_contract.launch_spec import Precision
 from windlass_operator.domain.fleet import FleetSettings
+from windlass_operator.domain.gpu_class import rank_classes, refuse_ranking
 from windlass_operator.domain.model_fit import judge_fit, longest_fitting_sequence
 from windlass_operator.domain.plan import Action, plan_service
+from windlass_operator.domain.snapshot import Workload
+from windlass_operator.domain.supply import Supply
 
 SHAPE = {
     "layers": 32,
@@ -46,6 +49,12 @@ def plan(service, *gpu_classes):
     return plan_service(service, build_snapshot(service, *gpu_classes, nodes=nodes), FleetSettings())
 
 
+def ways_out(service, *gpu_classes) -> str:
+    """What the refusal says before the planner looks for the smallest change of all."""
+    snapshot = build_snapshot(service, *gpu_classes)
+    return refuse_ranking(rank_classes(service.spec, snapshot.gpu_classes, Supply(snapshot), Workload())).next_step
+
+
 @pytest.mark.parametrize(
     ("gpu_class", "precision", "tokens", "fits"),
     [
@@ -66,7 +75,8 @@ def test_weights_cache_and_workspace_must_be_there_at_once(gpu_class, precision,
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_sum_and_a_way_out():
-    planned = plan(build(tokens=32768, classes=["slice"]), SLICE, L4, H200)
+    service = build(tokens=32768, classes=["slice"])
+    planned = plan(service, SLICE, L4, H200)
 
     assert planned.action is Action.REMOVE
     assert planned.refusal.reason == "ModelDoesNotFit"
@@ -74,7 +84,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_sum_and_a_way_out():
         "weights 14.96 GiB (BF16) + key/value cache 5.00 GiB (one sequence of 32768 tokens" in planned.refusal.message
     )
     assert planned.refusal.message.endswith("GiB, of 18Gi")
-    assert planned.refusal.next_step == (
+    assert ways_out(service, SLICE, L4, H200) == (
         "Set spec.precision.preset to INT8 or lower spec.limits.maxSequenceTokens to 18816 or use class l4 (24Gi)"
     )
 
@@ -99,16 +109,14 @@ def test_needs_choose_the_cheapest_class_that_holds_the_model():
 
 
 def test_a_smaller_precision_is_suggested_where_it_fits():
-    planned = plan(build(precision={"preset": "FP32"}), L4)
-
-    assert planned.refusal.next_step.startswith("Set spec.precision.preset to BF16")
+    assert ways_out(build(precision={"preset": "FP32"}), L4).startswith("Set spec.precision.preset to BF16")
 
 
 def test_a_device_without_bf16_is_not_told_to_use_it():
     small = {**SHAPE, "layers": 16}
-    planned = plan(build(shape=small, classes=["t4"], precision={"preset": "FP32"}), T4)
+    service = build(shape=small, classes=["t4"], precision={"preset": "FP32"})
 
-    assert planned.refusal.next_step.startswith("Set spec.precision.preset to FP16")
+    assert ways_out(service, T4).startswith("Set spec.precision.preset to FP16")
 
 
 def test_without_a_shape_nothing_is_refused():
