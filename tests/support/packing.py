@@ -6,6 +6,7 @@ scheduler decides where they go.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,9 +52,11 @@ def run_trial(kube: KubeClient, placement: str, *, nodes: int, devices: int, rep
         for index in range(nodes):
             kube.create(_whole_node_pod(index, devices))
         _wait_judged(kube)
+        # A pod that was refused at first is tried again: nodes that just came may not count yet.
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: _count_whole(kube), lambda placed: placed == nodes - len(used), timeout_s=15)
         capacity = dict.fromkeys(names, devices)
-        placed = sum(1 for pod in _pods(kube) if pod["metadata"]["name"].startswith("whole-") and _node_of(pod))
-        return Trial(len(used), measure_fragmentation(capacity, used), nodes, placed)
+        return Trial(len(used), measure_fragmentation(capacity, used), nodes, _count_whole(kube))
     finally:
         for pod in _pods(kube):
             kube.delete("v1", "Pod", pod["metadata"]["name"], NAMESPACE)
@@ -89,6 +92,10 @@ def _pod(name: str, spec: dict[str, Any], labels: dict[str, str]) -> dict[str, A
 
 def _pods(kube: KubeClient) -> list[dict[str, Any]]:
     return kube.list("v1", "Pod", NAMESPACE, SELECTOR)
+
+
+def _count_whole(kube: KubeClient) -> int:
+    return sum(1 for pod in _pods(kube) if pod["metadata"]["name"].startswith("whole-") and _node_of(pod))
 
 
 def _node_of(pod: dict[str, Any]) -> str:
