@@ -145,15 +145,15 @@ def test_idle_devices_are_borrowed_and_come_back_when_their_owner_wants_them(kub
 
 
 def test_a_service_that_ran_on_borrowed_devices_alone_stops_and_returns(kube: KubeClient) -> None:
-    kube.apply(gpu_service("own", GUESTS_TEAM, 2, floor=2))
-    wait_ready(kube, "own", GUESTS_TEAM)
+    kube.apply(gpu_service("base", GUESTS_TEAM, 2, floor=2))
+    wait_ready(kube, "base", GUESTS_TEAM)
     kube.apply(gpu_service("extra", GUESTS_TEAM, 4, floor=1))
     wait_ready(kube, "extra", GUESTS_TEAM)
 
     kube.apply(gpu_service("all", OWNERS_TEAM, 4))
 
     wait_ready(kube, "all", OWNERS_TEAM, timeout_s=60)
-    assert ready_pods(kube, "own", GUESTS_TEAM) == 2
+    assert ready_pods(kube, "base", GUESTS_TEAM) == 2
     eventually(lambda: deployment(kube, "extra", GUESTS_TEAM)["spec"]["replicas"], lambda count: count == 0)
     stopped = condition(kube, "extra", "Ready", GUESTS_TEAM)
     assert (stopped["status"], stopped["reason"]) == ("False", "QuotaReclaimed")
