@@ -11,6 +11,7 @@ pytest=${PYTEST:-.venv/bin/pytest}
 if [ -n "${WINDLASS_E2E_KUBECONFIG:-}" ]; then exec "$pytest" -q "$@"; fi
 mkdir -p build
 workers=${WINDLASS_E2E_WORKERS:-1}
+unset WINDLASS_E2E_WORKERS  # commands under test refuse settings that they do not know
 shared=()
 [ "$workers" -le 1 ] || shared=(--numprocesses "$workers" --dist loadfile)
 

@@ -113,14 +113,14 @@ def costs(kube: KubeClient) -> dict[str, int]:
 
 def test_load_drives_replicas_up_and_down_and_no_stream_is_dropped(kube: KubeClient, front: Front, load: Load) -> None:
     kube.apply(service(NAME, scaling=SCALING))
-    wait_ready(kube, NAME, timeout_s=60)
+    wait_ready(kube, NAME, timeout_s=120)
 
     load.at_once = 2
-    eventually(lambda: load.streams.finished, lambda count: count >= 4, timeout_s=60)
+    eventually(lambda: load.streams.finished, lambda count: count >= 4, timeout_s=120)
     load.at_once = 14
     up = eventually(lambda: ready_pods(kube, NAME), lambda ready: ready >= 4, timeout_s=90)
     load.at_once = 1
-    ordered = eventually(lambda: costs(kube), lambda found: len(found) >= up - 1, timeout_s=60)
+    ordered = eventually(lambda: costs(kube), lambda found: len(found) >= up - 1, timeout_s=120)
     eventually(lambda: wanted(kube), lambda replicas: replicas <= 2, timeout_s=120)
     load.end()
 
@@ -135,19 +135,19 @@ def test_without_prometheus_the_fleet_holds_then_grows_to_the_fallback_and_never
     kube: KubeClient, front: Front, load: Load, prometheus: ExitStack
 ) -> None:
     kube.apply(service(NAME, scaling={**SCALING, "minReplicas": 2}))
-    wait_ready(kube, NAME, timeout_s=60)
+    wait_ready(kube, NAME, timeout_s=120)
     eventually(
-        lambda: condition(kube, NAME, kind="ScalingActive"), lambda found: found.get("status") == "True", timeout_s=60
+        lambda: condition(kube, NAME, kind="ScalingActive"), lambda found: found.get("status") == "True", timeout_s=120
     )
     seen = [wanted(kube)]
 
     prometheus.close()
 
     lost = eventually(
-        lambda: condition(kube, NAME, kind="ScalingActive"), lambda found: found.get("status") == "False", timeout_s=60
+        lambda: condition(kube, NAME, kind="ScalingActive"), lambda found: found.get("status") == "False", timeout_s=120
     )
     assert lost["reason"] == "AutoscalerProblem"
-    eventually(lambda: seen.append(wanted(kube)) or seen[-1], lambda replicas: replicas >= 4, timeout_s=60)
+    eventually(lambda: seen.append(wanted(kube)) or seen[-1], lambda replicas: replicas >= 4, timeout_s=120)
     told = eventually(
         lambda: condition(kube, NAME, kind="ScalingActive")["message"],
         lambda message: "fallback keeps at least 4 replicas" in message,

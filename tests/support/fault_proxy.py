@@ -45,11 +45,13 @@ class Call:
     method: str
     path: str
     watches: bool
+    dry: bool = False
+    """A dry run: the server answers as if, and stores nothing."""
 
 
 def is_write(call: Call) -> bool:
     """Every write but those of the lease: its faults have tests of their own."""
-    return call.method not in READING and not is_lease(call)
+    return call.method not in READING and not call.dry and not is_lease(call)
 
 
 def is_watch(call: Call) -> bool:
@@ -249,7 +251,9 @@ class FaultProxy:
         return len(self._watches)
 
     async def _take(self, request: web.Request) -> web.StreamResponse:
-        call = Call(request.method, request.path, request.query.get("watch") in ("true", "1"))
+        call = Call(
+            request.method, request.path, request.query.get("watch") in ("true", "1"), bool(request.query.get("dryRun"))
+        )
         fault = self._choose(call)
         act = None if fault is None else fault.act
         if fault is not None:
@@ -291,7 +295,7 @@ class FaultProxy:
                     return await self._relay(request, answer, act)
                 status, body = answer.status, await answer.read()
         finally:
-            if call.method not in READING:
+            if call.method not in READING and not call.dry:
                 self.writes.append(Write(call.method, call.path, status, started, time.monotonic()))
         if isinstance(act, LoseReply):
             _abort(request)

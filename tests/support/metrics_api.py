@@ -79,6 +79,7 @@ def serving_metrics(kube: KubeClient, folder: Path, api: MetricsApi) -> Iterator
         finally:
             kube.delete("apiregistration.k8s.io/v1", "APIService", f"{VERSION}.{GROUP}")
             kube.delete("v1", "Namespace", NAMESPACE)
+            eventually(lambda: kube.get("v1", "Namespace", NAMESPACE), lambda found: not found, timeout_s=60)
 
 
 @contextlib.contextmanager

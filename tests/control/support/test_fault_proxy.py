@@ -167,6 +167,7 @@ async def test_an_expired_watch_begins_with_the_error(bench):
     ("call", "expected"),
     [
         pytest.param(Call("PATCH", "/api/v1/pods/a", False), "write", id="write"),
+        pytest.param(Call("PATCH", "/api/v1/pods/a", False, dry=True), "", id="dry run"),
         pytest.param(Call("GET", "/api/v1/pods", True), "watch", id="watch"),
         pytest.param(Call("PUT", "/apis/coordination.k8s.io/v1/namespaces/n/leases/l", False), "lease", id="lease"),
         pytest.param(Call("GET", "/api/v1/pods", False), "", id="list"),
