@@ -103,7 +103,7 @@ def test_the_scheduler_allocates_a_device_from_a_resource_slice(kube: KubeClient
     finally:
         kube.delete(RESOURCE_API, "ResourceClaimTemplate", "one-big-gpu", "default")
 
-    assert node in ("h200-1", "h200-2")
+    assert node in ("h200-1", "h200-2", "b200-1")
 
 
 def test_the_scheduler_keeps_pods_without_a_toleration_off_tainted_gpu_nodes(kube: KubeClient) -> None:
