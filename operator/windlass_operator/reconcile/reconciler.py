@@ -30,6 +30,7 @@ from windlass_operator.domain import status as reporting
 from windlass_operator.domain.admission import key_of
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.fleet_view import Circle, FleetView, circle_of
+from windlass_operator.domain.scaling import fallback_due_at
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.reconcile.canary_analysis import CanaryAnalyst
 from windlass_operator.reconcile.costs import CostBook
@@ -126,7 +127,9 @@ class Reconciler:
         status = status.model_copy(update={"cost": self._cost_of(key, after)})
         done = _conclude(applied, await self._cluster.report(key, reporting.status_document(status)))
         moments = [self._analyst.again_in_s(service, now), self._refusals.settles_in_s(key)]
-        moments += [] if plan.plan_again_at is None else [_seconds_until(plan.plan_again_at, now)]
+        # The status just written may be the first to tell of lost metrics, and its echo wakes nobody.
+        for moment in (plan.plan_again_at, fallback_due_at(service.spec.scaling, status, now)):
+            moments += [] if moment is None else [_seconds_until(moment, now)]
         return replace(done, again_in_s=min((moment for moment in moments if moment is not None), default=None))
 
     def _plan_service(

@@ -435,3 +435,15 @@ async def test_a_standby_takes_no_keys():
     await asyncio.gather(task, return_exceptions=True)
 
     assert (bench.results, bench.core.depth) == ([], 1)
+
+
+async def test_metrics_that_are_lost_now_are_looked_at_again_when_the_fallback_is_due():
+    """The status that tells of it is our own write: nothing else would wake the service."""
+    scaling = {"minReplicas": 1, "maxReplicas": 6, "fallback": {"replicas": 4, "afterSeconds": 300}}
+    cluster = build_cluster(build_service(scaling=scaling))
+    problem = "FailedGetPodsMetric: no metrics"
+    cluster.workloads[CHAT] = build_workload(1, autoscaler_problem=problem)
+
+    done = await build_reconciler(cluster).reconcile(CHAT)
+
+    assert 290 < done.again_in_s <= 310  # each look at the clock of the test costs a second
