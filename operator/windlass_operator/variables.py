@@ -5,11 +5,17 @@ Pure; the settings of each process say what they accept (`Rules`) and what has t
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Mapping
+import string
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+from windlass_operator.errors import SettingsError
+
+S = TypeVar("S")
 
 SERVICE_LINK: Final = re.compile(
     r"_SERVICE_(HOST|PORT)(_[A-Z0-9_]+)?$|_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
@@ -38,6 +44,47 @@ class Rules:
     patterns: Worded = field(default_factory=dict)
     lists: Worded = field(default_factory=dict)
     """Fields of several texts separated by commas; the pattern is for each of them."""
+
+
+def parse_settings_class(
+    kind: type[S],
+    environment: Mapping[str, str],
+    flags: Mapping[str, Any],
+    rules: Rules,
+    contradictions: Callable[[S], list[str]],
+) -> S:
+    """Build settings whose fields are all variables. `contradictions` says what does not fit together in the result.
+
+    Raises SettingsError that lists every wrong key.
+    """
+    values, problems = parse_variables(environment, flags, rules)
+    settings = kind(**values)
+    problems = problems or contradictions(settings)
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return settings
+
+
+def variables_of(kind: type[Any], prefix: str) -> dict[str, str]:
+    """Variable of each field of a settings class."""
+    return {item.name: prefix + item.name.upper() for item in dataclasses.fields(kind)}
+
+
+def whole_fields(kind: type[Any]) -> frozenset[str]:
+    """Fields of a settings class that take whole numbers."""
+    return frozenset(item.name for item in dataclasses.fields(kind) if item.type == "int")
+
+
+def unknown_places(variable: str, template: str, known: Collection[str]) -> list[str]:
+    """Say that an address names places to fill in that nobody fills in."""
+    try:
+        places = {place for _, place, _, _ in string.Formatter().parse(template) if place is not None}
+    except ValueError:
+        places = {template}
+    if places <= set(known):
+        return []
+    *others, last = (f"{{{place}}}" for place in known)
+    return [f"{variable}: expected no places but {', '.join(others)} and {last}, found {template!r}"]
 
 
 def parse_variables(

@@ -6,16 +6,13 @@ start. Defaults equal the chart's values.
 
 from __future__ import annotations
 
-import dataclasses
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from windlass_contract import endpoints
-from windlass_operator.errors import SettingsError
 from windlass_operator.settings import NAMESPACE
-from windlass_operator.variables import Rules, parse_variables
+from windlass_operator.variables import Rules, parse_settings_class, unknown_places, variables_of, whole_fields
 
 PREFIX: Final = "WINDLASS_POWER_"
 APPLY: Final = "apply"
@@ -70,7 +67,7 @@ PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
 }
 LISTS: Final[Mapping[str, tuple[str, str]]] = {"namespaces": (NAMESPACE, "namespace names separated by commas")}
 
-PLACES: Final = frozenset({"ip", "namespace", "pod"})
+PLACES: Final = ("ip", "namespace", "pod")
 """What `replica_url` may name."""
 
 
@@ -89,19 +86,13 @@ def parse_power_settings(
     rules = Rules(
         owner="the power agent",
         prefix=PREFIX,
-        variables={item.name: variable_of(item.name) for item in dataclasses.fields(PowerSettings)},
-        whole=frozenset(item.name for item in dataclasses.fields(PowerSettings) if item.type == "int"),
+        variables=variables_of(PowerSettings, PREFIX),
+        whole=whole_fields(PowerSettings),
         ranges=RANGES,
         patterns=PATTERNS,
         lists=LISTS,
     )
-    values, problems = parse_variables(environment, flags or {}, rules)
-    if not problems:
-        settings = PowerSettings(**values)
-        problems = _contradictions(settings)
-        if not problems:
-            return settings
-    raise SettingsError("\n".join(problems))
+    return parse_settings_class(PowerSettings, environment, flags or {}, rules, _contradictions)
 
 
 def _contradictions(settings: PowerSettings) -> list[str]:
@@ -109,13 +100,4 @@ def _contradictions(settings: PowerSettings) -> list[str]:
     if settings.window_s < settings.interval_s:
         least = f"{variable_of('interval_s')} ({settings.interval_s:g})"
         problems.append(f"{variable_of('window_s')}: expected at least {least}, found {settings.window_s:g}")
-    try:
-        places = {place for _, place, _, _ in string.Formatter().parse(settings.replica_url) if place is not None}
-    except ValueError:
-        places = {settings.replica_url}
-    if places - PLACES:
-        problems.append(
-            f"{variable_of('replica_url')}: expected no places but {{ip}}, {{namespace}} and {{pod}}, "
-            f"found {settings.replica_url!r}"
-        )
-    return problems
+    return problems + unknown_places(variable_of("replica_url"), settings.replica_url, PLACES)

@@ -6,8 +6,6 @@ start. Defaults equal the chart's values.
 
 from __future__ import annotations
 
-import dataclasses
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -15,9 +13,8 @@ from typing import Final
 from windlass_contract import endpoints
 from windlass_operator.api.meta import DNS_LABEL
 from windlass_operator.cluster import gateways
-from windlass_operator.errors import SettingsError
 from windlass_operator.settings import NAMESPACE
-from windlass_operator.variables import Rules, parse_variables
+from windlass_operator.variables import Rules, parse_settings_class, unknown_places, variables_of, whole_fields
 
 PREFIX: Final = "WINDLASS_ADAPTER_"
 PROMETHEUS: Final = "prometheus"
@@ -141,19 +138,13 @@ def parse_adapter_settings(
     rules = Rules(
         owner="the adapter",
         prefix=PREFIX,
-        variables={item.name: variable_of(item.name) for item in dataclasses.fields(AdapterSettings)},
-        whole=frozenset(item.name for item in dataclasses.fields(AdapterSettings) if item.type == "int"),
+        variables=variables_of(AdapterSettings, PREFIX),
+        whole=whole_fields(AdapterSettings),
         ranges=RANGES,
         patterns=PATTERNS,
         lists=LISTS,
     )
-    values, problems = parse_variables(environment, flags or {}, rules)
-    if not problems:
-        settings = AdapterSettings(**values)
-        problems = _contradictions(settings)
-        if not problems:
-            return settings
-    raise SettingsError("\n".join(problems))
+    return parse_settings_class(AdapterSettings, environment, flags or {}, rules, _contradictions)
 
 
 def _contradictions(settings: AdapterSettings) -> list[str]:
@@ -165,18 +156,8 @@ def _contradictions(settings: AdapterSettings) -> list[str]:
             f"{variable_of('interval_s')}: expected less than {variable_of('max_age_s')} ({settings.max_age_s:g}), "
             f"found {settings.interval_s:g}"
         )
-    return problems + [problem for name in PLACES for problem in _unknown_places(name, getattr(settings, name))]
-
-
-def _unknown_places(name: str, template: str) -> list[str]:
-    known = PLACES[name]
-    try:
-        places = {place for _, place, _, _ in string.Formatter().parse(template) if place is not None}
-    except ValueError:
-        places = {template}
-    if places <= set(known):
-        return []
-    listed = [f"{{{place}}}" for place in known]
-    return [
-        f"{variable_of(name)}: expected no places but {', '.join(listed[:-1])} and {listed[-1]}, found {template!r}"
+    return problems + [
+        problem
+        for name, known in PLACES.items()
+        for problem in unknown_places(variable_of(name), getattr(settings, name), known)
     ]
