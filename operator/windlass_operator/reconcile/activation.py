@@ -6,7 +6,6 @@ times a minute; waking is done here for both, because a request waits.
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,6 +23,7 @@ from windlass_operator.domain.fleet_view import FleetView
 from windlass_operator.domain.scaling import ScalingPlan, Sleep
 from windlass_operator.domain.schedule import lowest_minimum
 from windlass_operator.domain.snapshot import Key, Snapshot, Workload
+from windlass_operator.reconcile.rounds import look_for_ever
 
 log = logging.getLogger(__name__)
 
@@ -77,20 +77,7 @@ class Activator:
 
     async def run(self) -> None:
         """Look for ever, while leading."""
-        problem = ""
-        while True:
-            await self._may_work()
-            try:
-                await self.look()
-                problem = ""
-            except errors.WindlassError as exc:
-                if str(exc) != problem:
-                    log.warning("Sleeping services cannot be woken now. error=%s", exc)
-                problem = str(exc)
-            except Exception:
-                # The loop of this part: a bug met by one sleeping service must not stop the control plane.
-                log.exception("Sleeping services not looked at by a bug.")
-            await asyncio.sleep(LOOK_S)
+        await look_for_ever("sleeping services", self.look, may_work=self._may_work, pause_s=LOOK_S)
 
     async def close(self) -> None:
         """Close the connections to gateways."""

@@ -6,7 +6,6 @@ a cost that is written is an update of a pod.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
@@ -16,6 +15,7 @@ from windlass_operator import errors
 from windlass_operator.cluster.pod_metrics import PodMetrics
 from windlass_operator.domain.activation import PodLoad, plan_deletion_costs
 from windlass_operator.domain.snapshot import Key, Snapshot, Workload
+from windlass_operator.reconcile.rounds import look_for_ever
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +50,7 @@ class ColdnessKeeper:
 
     async def run(self) -> None:
         """Look for ever, while leading."""
-        while True:
-            await self._may_work()
-            try:
-                await self.look()
-            except Exception:
-                # The loop of this part: a bug in a hint to Kubernetes must not stop the control plane.
-                log.exception("Deletion costs not kept by a bug.")
-            await asyncio.sleep(LOOK_S)
+        await look_for_ever("deletion costs", self.look, may_work=self._may_work, pause_s=LOOK_S)
 
     async def look(self) -> None:
         """Look once at the services that shrink soon."""

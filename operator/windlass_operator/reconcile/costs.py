@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ from windlass_operator.api.v1alpha1.cost import Cost
 from windlass_operator.domain import cost
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.domain.tenancy import owners
+from windlass_operator.reconcile.rounds import look_for_ever
 
 log = logging.getLogger(__name__)
 
@@ -78,14 +78,7 @@ class CostKeeper:
 
     async def run(self) -> None:
         """Note figures for ever, while leading."""
-        while True:
-            await self._may_work()
-            try:
-                await self.note_once()
-            except Exception:
-                # The loop of this part: a bug in figures for people must not stop the control plane.
-                log.exception("Costs not noted by a bug.")
-            await asyncio.sleep(self._interval_s)
+        await look_for_ever("costs", self.note_once, may_work=self._may_work, pause_s=self._interval_s)
 
     async def note_once(self) -> None:
         """Take the figures of now. Nothing is read while no GPUClass in use has a price."""

@@ -158,7 +158,7 @@ async def test_a_bug_in_costs_does_not_end_the_operator(caplog: pytest.LogCaptur
     await asyncio.sleep(0.05)
 
     assert not running.done()
-    assert "Costs not noted by a bug." in caplog.text
+    assert "Not looked at by a bug: costs." in caplog.text
     running.cancel()
 
 
