@@ -15,6 +15,7 @@ from windlass_operator import errors
 from windlass_operator.cluster.kubernetes_access import Access
 from windlass_operator.domain.snapshot import Key
 from windlass_operator.reconcile import process
+from windlass_operator.reconcile.assembly import build_operator
 from windlass_operator.reconcile.reconciler import Result
 from windlass_operator.settings import OperatorSettings
 
@@ -37,7 +38,7 @@ async def operator():
     async def load() -> Access:
         return Access("http://127.0.0.1:9", "a test")
 
-    return process.build_operator(OperatorSettings(), load, "me", random.Random(1))
+    return build_operator(OperatorSettings(), load, "me", random.Random(1))
 
 
 async def test_an_event_about_a_service_queues_it_once(operator):
