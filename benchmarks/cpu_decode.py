@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -324,13 +324,26 @@ def run_worker(arguments: argparse.Namespace, engine: str, folder: Path) -> dict
     for name in ("threads", "prompt_tokens", "new_tokens"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
+    return read_figures(run_apart(command, environment, arguments.timeout_s))
+
+
+def run_apart(command: list[str], environment: Mapping[str, str], timeout_s: float) -> tuple[str, str]:
+    """Run a process to its end: its output, or nothing and why it failed."""
     try:
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=arguments.timeout_s)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        return f"longer than {arguments.timeout_s:.0f} s"
-    if result.returncode:
-        return (result.stderr.strip().splitlines() or ["no message"])[-1]
-    figures: dict[str, float] = json.loads(result.stdout.strip().splitlines()[-1])
+        return "", f"longer than {timeout_s:.0f} s"
+    if done.returncode:
+        return "", (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return done.stdout, ""
+
+
+def read_figures(outcome: tuple[str, str]) -> dict[str, float] | str:
+    """Figures on the last line of what `run_apart` returned, or why there are none."""
+    output, failure = outcome
+    if failure:
+        return failure
+    figures: dict[str, float] = json.loads(output.strip().splitlines()[-1])
     return figures
 
 
@@ -361,13 +374,14 @@ def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         "read_bytes_per_s": statistics.median(bandwidths),
         "floor_tokens_per_s": statistics.median(bandwidths) / bytes_per_token(arguments.layers),
-        "medians": {engine: _medians(figures) for engine, figures in runs.items() if figures},
+        "medians": {engine: medians(figures) for engine, figures in runs.items() if figures},
         "runs": runs,
         "failures": failures,
     }
 
 
-def _medians(figures: list[dict[str, float]]) -> dict[str, float]:
+def medians(figures: list[dict[str, float]]) -> dict[str, float]:
+    """Median of each figure over the runs."""
     return {key: statistics.median(run[key] for run in figures) for key in figures[0]}
 
 

@@ -258,8 +258,8 @@ def measure_bandwidth(threads: int) -> float:
     return data.nbytes / min(seconds)
 
 
-def run_script(arguments: argparse.Namespace, name: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """This script again, in the environment that `name` lives in."""
+def run_script(arguments: argparse.Namespace, name: str, folder: Path, *more: str) -> tuple[str, str]:
+    """This script again, in the environment that `name` lives in: its output, or nothing and why it failed."""
     peer = name in PEERS
     environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
     if peer and arguments.llama_library:
@@ -267,19 +267,7 @@ def run_script(arguments: argparse.Namespace, name: str, folder: Path, *more: st
     command = [str(arguments.peers_python) if peer else sys.executable, __file__, "--folder", str(folder), *more]
     for option in ("threads", "prompt_tokens", "new_tokens"):
         command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=arguments.timeout_s)
-
-
-def run_worker(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str, float] | str:
-    """One engine in a process of its own: its figures, or why it could not run."""
-    try:
-        done = run_script(arguments, name, folder, "--worker", name)
-    except subprocess.TimeoutExpired:
-        return f"longer than {arguments.timeout_s:.0f} s"
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or ["no message"])[-1]
-    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return figures
+    return cpu_decode.run_apart(command, environment, arguments.timeout_s)
 
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> dict[str, str]:
@@ -292,9 +280,9 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> dict[str, str]:
     for name in arguments.engines:
         if name in PEERS:
             kind = "onnx" if name.startswith("onnx") else name.split()[1]
-            done = run_script(arguments, name, folder, "--convert", kind)
-            if done.returncode:
-                failures[name] = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            _, failure = run_script(arguments, name, folder, "--convert", kind)
+            if failure:
+                failures[name] = failure
     return failures
 
 
@@ -310,7 +298,7 @@ def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
             for name in arguments.engines:
                 if name in failures:
                     continue
-                outcome = run_worker(arguments, name, folder)
+                outcome = cpu_decode.read_figures(run_script(arguments, name, folder, "--worker", name))
                 print(f"repeat {repeat + 1}: {name}: {outcome}", file=sys.stderr, flush=True)
                 if isinstance(outcome, str):
                     failures[name] = outcome
@@ -322,7 +310,7 @@ def run_all(arguments: argparse.Namespace) -> dict[str, Any]:
         "read_bytes_per_s": bandwidths,
         "load_averages": loads,
         "bytes_per_token": {name: bytes_per_token(SHAPES[arguments.model], name) for name in arguments.engines},
-        "medians": {name: cpu_decode._medians(figures) for name, figures in runs.items() if figures},
+        "medians": {name: cpu_decode.medians(figures) for name, figures in runs.items() if figures},
         "runs": runs,
         "failures": failures,
     }
