@@ -169,9 +169,8 @@ class _Sharing:
         room = self._target.nominal_room(request, place.gpu_class)
         if place.replicas < min(wanted, room):
             self._claim_in(place, place.gpu_class, min(wanted, room))
-        if place.replicas < request.least:
-            tried = (request.least, place.replicas + 1)
-            any(self._displace(place, place.gpu_class, replicas) for replicas in tried)
+        if place.replicas < request.least and not self._displace(place, place.gpu_class, request.least):
+            self._displace(place, place.gpu_class, place.replicas + 1)
         self._note(place)
 
     def _claim_in(self, place: _Place, gpu_class: str, replicas: int) -> None:
