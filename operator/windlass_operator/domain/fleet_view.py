@@ -24,7 +24,7 @@ from windlass_operator.domain.schedule import apply_schedules, next_change_of_al
 from windlass_operator.domain.snapshot import Key, Snapshot, Workload
 from windlass_operator.domain.suggestion import Suggestion
 from windlass_operator.domain.supply import Supply
-from windlass_operator.domain.tenancy import owners
+from windlass_operator.domain.tenancy import claims
 
 _NOTHING_RUNS = Workload()
 T = TypeVar("T", Tenant, GPUClass)
@@ -128,7 +128,7 @@ class FleetView:
 
     def tenant_of(self, namespace: str) -> Tenant | None:
         """The Tenant that owns a namespace."""
-        return self._owners.get(namespace)
+        return self.owners.get(namespace)
 
     def workload_of(self, key: Key) -> Workload:
         """What runs for a service; an empty workload when nothing does."""
@@ -196,8 +196,14 @@ class FleetView:
         return None if self.now is None else next_change_of_all(self.observed.services.values(), self.now)
 
     @functools.cached_property
-    def _owners(self) -> Mapping[str, Tenant]:
-        return owners(self.snapshot.tenants)
+    def claims(self) -> Mapping[str, tuple[Tenant, ...]]:
+        """Every listed namespace and the Tenants that list it; the first owns it."""
+        return claims(self.snapshot.tenants)
+
+    @functools.cached_property
+    def owners(self) -> Mapping[str, Tenant]:
+        """Every listed namespace and the Tenant that owns it."""
+        return {namespace: claimants[0] for namespace, claimants in self.claims.items()}
 
     @functools.cached_property
     def _services(self) -> Mapping[str, Mapping[Key, InferenceService]]:

@@ -195,7 +195,7 @@ def plan_in_view(
     scaling = hold_floor(scaling, rollout)
     precision, precision_decision = _choose_precision(service, verdict)
     pod, pod_decisions = guard_overlay(spec.pod_template)
-    decisions = [explain_tenancy(key.namespace, view.snapshot.tenants), *verdict.decisions]
+    decisions = [explain_tenancy(key.namespace, view.claims), *verdict.decisions]
     if _carried_out(verdict) and isinstance(source, ModelSource):
         decisions += [
             explain_source(source),
@@ -324,7 +324,7 @@ def _name_canary(plan: ServicePlan) -> ServicePlan:
 
 
 def _namespaces(tenant: Tenant, view: FleetView) -> tuple[str, ...]:
-    return owned_namespaces(tenant, view.snapshot.tenants, view.settings)
+    return owned_namespaces(tenant, view.owners, view.settings)
 
 
 def _carried_out(verdict: Admission) -> bool:

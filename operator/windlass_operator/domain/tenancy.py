@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from windlass_operator.api.v1alpha1.tenant import Tenant
@@ -27,13 +27,18 @@ def tenant_of(namespace: str, tenants: Mapping[str, Tenant]) -> Tenant | None:
     return min(claims, key=_age, default=None)
 
 
+def claims(tenants: Mapping[str, Tenant]) -> dict[str, tuple[Tenant, ...]]:
+    """Every listed namespace and the Tenants that list it; the first owns it."""
+    found: dict[str, tuple[Tenant, ...]] = {}
+    for tenant in sorted(tenants.values(), key=_age):
+        for namespace in dict.fromkeys(tenant.spec.namespaces):
+            found[namespace] = (*found.get(namespace, ()), tenant)
+    return found
+
+
 def owners(tenants: Mapping[str, Tenant]) -> dict[str, Tenant]:
     """Every listed namespace and the Tenant that owns it."""
-    owned: dict[str, Tenant] = {}
-    for tenant in sorted(tenants.values(), key=_age):
-        for namespace in tenant.spec.namespaces:
-            owned.setdefault(namespace, tenant)
-    return owned
+    return {namespace: claimants[0] for namespace, claimants in claims(tenants).items()}
 
 
 def _age(tenant: Tenant) -> tuple[str, str]:
@@ -53,9 +58,14 @@ def plan_ownership(
     )
 
 
-def owned_namespaces(tenant: Tenant, tenants: Mapping[str, Tenant], settings: FleetSettings) -> tuple[str, ...]:
-    """Namespaces that are a Tenant's, in the order of its list."""
-    return tuple(verdict.namespace for verdict in plan_ownership(tenant, tenants, settings) if verdict.problem is None)
+def owned_namespaces(tenant: Tenant, owned: Mapping[str, Tenant], settings: FleetSettings) -> tuple[str, ...]:
+    """Namespaces that are a Tenant's, in the order of its list. `owned`: what `owners` says."""
+    reserved = reserved_namespaces(settings)
+    return tuple(
+        namespace
+        for namespace in dict.fromkeys(tenant.spec.namespaces)
+        if namespace not in reserved and owned[namespace].metadata.name == tenant.metadata.name
+    )
 
 
 def reserved_namespaces(settings: FleetSettings) -> frozenset[str]:
@@ -103,20 +113,16 @@ def check_tenancy(namespace: str, owner: Tenant | None, settings: FleetSettings)
     return None
 
 
-def explain_tenancy(namespace: str, tenants: Mapping[str, Tenant]) -> Decision:
-    """Say whose a service is."""
-    owner = tenant_of(namespace, tenants)
-    if owner is None and tenants:
-        return decide("tenant", "none", f"no Tenant lists namespace {namespace}")
-    if owner is None:
+def explain_tenancy(namespace: str, claimed: Mapping[str, Sequence[Tenant]]) -> Decision:
+    """Say whose a service is. `claimed`: what `claims` says; empty in a cluster without Tenants."""
+    if not claimed:
         reason = "there is no Tenant object, so the whole cluster counts as one tenant without quotas"
         return decide("tenant", "none", reason)
-    name = owner.metadata.name
-    rivals = sorted(
-        other.metadata.name for other in tenants.values() if namespace in other.spec.namespaces and other != owner
-    )
+    if namespace not in claimed:
+        return decide("tenant", "none", f"no Tenant lists namespace {namespace}")
+    owner, *rivals = (tenant.metadata.name for tenant in claimed[namespace])
     if rivals:
-        also = ", ".join(rivals)
+        also = ", ".join(sorted(rivals))
         reason = f"it is the oldest Tenant that lists namespace {namespace}; also listed by {also}"
-        return decide("tenant", name, reason)
-    return decide("tenant", name, f"Tenant {name} lists namespace {namespace}")
+        return decide("tenant", owner, reason)
+    return decide("tenant", owner, f"Tenant {owner} lists namespace {namespace}")

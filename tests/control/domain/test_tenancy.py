@@ -8,7 +8,7 @@ import pytest
 
 from support.builders import build_tenant
 from windlass_operator.domain.fleet import FleetSettings
-from windlass_operator.domain.tenancy import check_tenancy, explain_tenancy, owners, plan_ownership, tenant_of
+from windlass_operator.domain.tenancy import check_tenancy, claims, explain_tenancy, owners, plan_ownership, tenant_of
 
 SETTINGS = FleetSettings()
 OLD = build_tenant("zeta", ["shared", "team-z"], created="2026-01-01T00:00:00Z")
@@ -70,7 +70,7 @@ def test_a_namespace_without_tenant_names_the_next_step():
     ],
 )
 def test_ownership_is_explained(namespace, tenants, choice, reason):
-    decision = explain_tenancy(namespace, tenants)
+    decision = explain_tenancy(namespace, claims(tenants))
 
     assert decision.choice == choice
     assert reason in decision.reason
