@@ -151,11 +151,13 @@ def _rank(service: InferenceService, view: FleetView) -> Ranking:
 
 def _reservation(tenant: Tenant, view: FleetView) -> Reservation:
     name = tenant.metadata.name
+    if name not in view.claiming:
+        return _NOTHING_ASIDE
     if name not in view.reservations:
         nominal = {gpu.name: gpu.nominal for gpu in tenant.spec.quota.gpus}
         services = view.services_of(tenant).items()
         claims = [claim for key, service in services if (claim := _alternatives(key, service, view)) is not None]
-        view.reservations[name] = reserve_alternatives(claims, nominal, name) if claims else _NOTHING_ASIDE
+        view.reservations[name] = reserve_alternatives(claims, nominal, name)
     return view.reservations[name]
 
 

@@ -90,11 +90,14 @@ class FleetView:
         return True
 
     def inherit(self, earlier: FleetView) -> None:
-        """Take over what services asked of their quotas in an earlier view, where nothing that they read is another.
+        """Take over whose namespaces are, and what services asked of their quotas in an earlier view, where nothing
+        that they read is another.
 
         A change of one service then costs its own request, not those of everybody who shares its GPUs.
         """
         now, before = self.snapshot, earlier.snapshot
+        if now.tenants is before.tenants:
+            self.claims, self.owners = earlier.claims, earlier.owners
         if (
             now.nodes is not before.nodes
             or now.capabilities is not before.capabilities
@@ -206,6 +209,15 @@ class FleetView:
         return {namespace: claimants[0] for namespace, claimants in self.claims.items()}
 
     @functools.cached_property
+    def claiming(self) -> frozenset[str]:
+        """Names of tenants with services that claim devices, which set quota of several classes aside."""
+        return frozenset(
+            name
+            for name, services in self._services.items()
+            if any(_claims_devices(service) for service in services.values())
+        )
+
+    @functools.cached_property
     def _services(self) -> Mapping[str, Mapping[Key, InferenceService]]:
         services: dict[str, dict[Key, InferenceService]] = {}
         for key, service in self.snapshot.services.items():
@@ -216,6 +228,11 @@ class FleetView:
                 # What a canary holds counts as any service's does.
                 mine.update({replace(key, name=item.metadata.name): item for item in derive_canaries(service)})
         return services
+
+
+def _claims_devices(service: InferenceService) -> bool:
+    accelerator = service.spec.accelerator
+    return accelerator is not None and accelerator.allocation is Allocation.RESOURCE_CLAIM
 
 
 def _moves(workload: Workload) -> bool:

@@ -116,7 +116,7 @@ class _Sharing:
             self._now.hold_leaving(request)
         self._classes = sorted({name for item in terms for name in item.classes})
         self._fits: Mapping[Key, int] = {}
-        self._for_rollouts: Mapping[tuple[str, str], int] = {}
+        self._for_rollouts = self._now
         self._by_tenant: dict[str, list[_Place]] = defaultdict(list)
         self._by_key = {place.request.key: place for place in self._places}
         self._holders: dict[str, list[_Place]] = defaultdict(list)
@@ -412,9 +412,10 @@ class _Sharing:
         for place in self._places:
             if place.stays:  # refused where it should be; what it still runs elsewhere is no grant
                 place.gpu_class, place.replicas = place.request.classes[0], 0
-        now = self._start_least()
-        self._for_rollouts = self._spare_for_rollouts()
-        self._start_rest(now)
+        served = sorted(self._places, key=lambda place: place.borrows)  # users of their own devices before borrowers
+        now = self._start_least(served)
+        self._for_rollouts = self._books_for_rollouts()
+        self._start_rest(served, now)
         self._fits = now
         waits = any(self._target.idle(gpu_class) < 0 for gpu_class in self._classes)
         return Grants(self._by_key, self._grant, waits_for_budget=waits)
@@ -428,7 +429,7 @@ class _Sharing:
             request.least,
             place.used,
             terms.nominal,
-            self._for_rollouts[request.tenant, gpu_class],
+            self._for_rollouts.free(request.tenant, gpu_class),
             request.devices_per_replica,
             cohort=self._terms[request.tenant].cohort,
             borrowing_limit=terms.borrowing_limit,
@@ -452,42 +453,37 @@ class _Sharing:
             before += devices
         return 0
 
-    def _start_least(self) -> dict[Key, int]:
+    def _start_least(self, served: list[_Place]) -> dict[Key, int]:
         """Replicas that may run at once, so far those that services run already or need to run at all: only in devices
         that no pod holds and no rollout was told it may use.
         """
         for request in self._requests:
             self._now.hold_promised(request)
         now = {place.request.key: min(place.replicas, place.kept) for place in self._places}
-        for place in self._served():
+        for place in served:
             self._start(place, min(place.replicas, place.request.least), now)
         return now
 
-    def _spare_for_rollouts(self) -> dict[tuple[str, str], int]:
-        """Devices that rollouts of a tenant may use; among themselves they take turns."""
+    def _books_for_rollouts(self) -> Ledger:
+        """What rollouts may use is free here; among themselves they take turns."""
+        books = self._now.copy()
         for request in self._requests:
-            self._now.release_promised(request)
-        places = {(place.request.tenant, place.gpu_class) for place in self._places}
-        spare = {place: self._now.free(*place) for place in places}
-        for request in self._requests:
-            self._now.hold_promised(request)
-        return spare
+            books.release_promised(request)
+        return books
 
-    def _start_rest(self, now: dict[Key, int]) -> None:
+    def _start_rest(self, served: list[_Place], now: dict[Key, int]) -> None:
         """Start all of the target, except where pods of others still hold the devices."""
         if not self._pods_wait and not any(self._target.idle(gpu_class) < 0 for gpu_class in self._claimed):
             now.update({place.request.key: place.replicas for place in self._places})
             return
-        for place in self._served():
+        for place in served:
             if now[place.request.key] >= place.request.least:
                 self._start(place, place.replicas, now)
 
-    def _served(self) -> list[_Place]:
-        """Who uses devices of their own comes before who borrows."""
-        return sorted(self._places, key=lambda place: place.borrows)
-
     def _start(self, place: _Place, wanted: int, now: dict[Key, int]) -> None:
         request, before = place.request, now[place.request.key]
+        if wanted <= before:
+            return
         replicas = min(wanted, self._now.room(request, place.gpu_class))
         whole = place.running or replicas >= request.least
         if whole and replicas > before:
