@@ -110,6 +110,7 @@ class OperatorSettings:
     """Defaults of everything that is rendered; each field has its own variable with the prefix WINDLASS_FLEET_."""
 
 
+_HIGHEST_PORT: Final = 65_535
 NAMESPACE: Final = f"(?=.{{1,63}}$){DNS_LABEL}"
 RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "lease_duration_s": (5, 300),
@@ -162,6 +163,10 @@ PATTERNS: Final[Mapping[str, tuple[str, str]]] = {
     "fleet.http_route_gateway": (
         r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$",
         "namespace/name",
+    ),
+    "fleet.endpoint_picker": (
+        r"^(([a-z0-9]|\{name\})(-?([a-z0-9]|\{name\}))*:[1-9][0-9]{0,4})?$",
+        "name:port of a Service, with no place but {name}",
     ),
     "fleet.mesh_routes": (r"^(|Istio)$", "Istio or nothing"),
     "fleet.prometheus_url": (r"^(https?://\S+)?$", "an http or https address"),
@@ -225,8 +230,25 @@ def _order_problems(values: Mapping[str, Any]) -> list[str]:
     needs_address = values.get("usage_source") == PROMETHEUS and not values.get("usage_prometheus_url")
     url = variable_of("usage_prometheus_url")
     missing = [f"{url}: expected an address for the source prometheus, found none"] if needs_address else []
-    return missing + [
-        f"{variable_of(short)}: expected less than {variable_of(long)} ({long_s:g}), found {short_s:g}"
-        for (short, short_s), (long, long_s) in itertools.pairwise(times)
-        if short_s >= long_s
-    ]
+    return (
+        missing
+        + _picker_problems(values)
+        + [
+            f"{variable_of(short)}: expected less than {variable_of(long)} ({long_s:g}), found {short_s:g}"
+            for (short, short_s), (long, long_s) in itertools.pairwise(times)
+            if short_s >= long_s
+        ]
+    )
+
+
+def _picker_problems(values: Mapping[str, Any]) -> list[str]:
+    address = str(values.get("fleet.endpoint_picker", ""))
+    picker, gateway = variable_of("fleet.endpoint_picker"), variable_of("fleet.http_route_gateway")
+    problems = []
+    if address and int(address.rpartition(":")[2]) > _HIGHEST_PORT:
+        problems.append(f"{picker}: expected a port from 1 to {_HIGHEST_PORT}, found {address!r}")
+    if address and not values.get("fleet.http_route_gateway"):
+        problems.append(
+            f"{gateway}: expected the Gateway whose routes send to pools, because {picker} is set, found none"
+        )
+    return problems

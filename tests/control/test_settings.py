@@ -115,3 +115,19 @@ def test_every_default_lies_in_its_own_range():
             else getattr(defaults, name)
         )
         assert low <= value <= high, name
+
+
+@pytest.mark.parametrize(
+    ("picker", "gateway", "expected"),
+    [
+        pytest.param("{name}-epp:9002", "", "WINDLASS_FLEET_HTTP_ROUTE_GATEWAY: expected the Gateway", id="no Gateway"),
+        pytest.param("epp:65536", "a/b", "WINDLASS_FLEET_ENDPOINT_PICKER: expected a port", id="port out of range"),
+        pytest.param("epp", "a/b", "WINDLASS_FLEET_ENDPOINT_PICKER: expected name:port", id="no port"),
+        pytest.param("{pod}-epp:9002", "a/b", "with no place but {name}, found '{pod}-epp:9002'", id="unknown place"),
+    ],
+)
+def test_an_endpoint_picker_is_a_service_with_a_port_behind_a_gateway(picker, gateway, expected):
+    variables = {"WINDLASS_FLEET_ENDPOINT_PICKER": picker, "WINDLASS_FLEET_HTTP_ROUTE_GATEWAY": gateway}
+
+    with pytest.raises(SettingsError, match=re.escape(expected)):
+        parse_settings(variables)

@@ -1,4 +1,4 @@
-"""Weights of canaries for other routers: real definitions of the Gateway API and of Istio judge our objects.
+"""Weights of canaries for other routers: real definitions of the Gateway API, its pools and Istio judge our objects.
 
 No such router runs here; what matters is that the objects are there, valid, and follow the canaries.
 """
@@ -23,19 +23,27 @@ pytestmark = [pytest.mark.cluster, pytest.mark.own_plane, pytest.mark.usefixture
 
 ROOT = Path(__file__).parents[2]
 GATEWAY_API = "gateway.networking.k8s.io/v1"
+INFERENCE_API = "inference.networking.k8s.io/v1"
 ISTIO_API = "networking.istio.io/v1"
 DEFINITIONS = {
     "sigs.k8s.io/gateway-api@v1.4.0": "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml",
+    "sigs.k8s.io/gateway-api-inference-extension@v1.3.0": (
+        "config/crd/bases/inference.networking.k8s.io_inferencepools.yaml"
+    ),
     "istio.io/api@v1.27.3": "kubernetes/customresourcedefinitions.gen.yaml",
 }
-WANTED = ("httproutes.gateway.networking.k8s.io", "virtualservices.networking.istio.io")
+WANTED = (
+    "httproutes.gateway.networking.k8s.io",
+    "inferencepools.inference.networking.k8s.io",
+    "virtualservices.networking.istio.io",
+)
 SETTINGS = {"WINDLASS_FLEET_HTTP_ROUTE_GATEWAY": "gateways/public", "WINDLASS_FLEET_MESH_ROUTES": "Istio"}
 
 
 def read_definitions() -> list[Manifest]:
-    """The two definitions, from Go modules; skips where they cannot be had."""
+    """The three definitions, from Go modules; skips where they cannot be had."""
     if shutil.which("go") is None:
-        pytest.skip("missing binary: go, which brings the definitions of the Gateway API and of Istio")
+        pytest.skip("missing binary: go, which brings the definitions of other routers' kinds")
     found: list[Manifest] = []
     for module, file in DEFINITIONS.items():
         loaded = subprocess.run(["go", "mod", "download", "-json", module], capture_output=True, text=True, check=False)
@@ -66,23 +74,34 @@ def is_established(kube: KubeClient, name: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def operator(
-    definitions: None,
-    shared_operator: OperatorProcess,
-    operator_kubeconfig: Path,
-    helm: Callable[..., str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[OperatorProcess]:
-    """An operator that is asked for both, with the rights that the chart gives for it."""
+def rights(definitions: None, helm: Callable[..., str]) -> Iterator[None]:
+    """The rights that the chart gives where it is asked for all of them."""
     chart = ("windlass", str(ROOT / "helm" / "windlass"), "--namespace", "windlass-system")
-    helm("upgrade", *chart, "--reset-values", "--set=fleet.httpRouteGateway=gateways/public,fleet.meshRoutes=Istio")
-    if shared_operator.running:
-        shared_operator.stop()
-    log = tmp_path_factory.mktemp("operator") / "operator.log"
-    with running_operator(operator_kubeconfig, log, SETTINGS) as operator:
-        eventually(operator.leads, bool, timeout_s=30)
-        yield operator
+    asked = {"httpRouteGateway": "gateways/public", "meshRoutes": "Istio", "endpointPicker": "{name}-epp:9002"}
+    helm("upgrade", *chart, "--reset-values", f"--set-json=fleet={json.dumps(asked)}")
+    yield
     helm("upgrade", *chart, "--reset-values")
+
+
+@pytest.fixture
+def operator(
+    rights: None, no_operator: OperatorProcess, operator_kubeconfig: Path, tmp_path: Path
+) -> Iterator[OperatorProcess]:
+    """An operator that is asked for routes of the Gateway API and of Istio."""
+    with running_operator(operator_kubeconfig, tmp_path / "operator.log", SETTINGS) as operator:
+        eventually(operator.leads, bool, timeout_s=60)
+        yield operator
+
+
+@pytest.fixture
+def picking_operator(
+    rights: None, no_operator: OperatorProcess, operator_kubeconfig: Path, tmp_path: Path
+) -> Iterator[OperatorProcess]:
+    """One that is told of endpoint pickers too."""
+    settings = {**SETTINGS, "WINDLASS_FLEET_ENDPOINT_PICKER": "{name}-epp:9002"}
+    with running_operator(operator_kubeconfig, tmp_path / "operator.log", settings) as operator:
+        eventually(operator.leads, bool, timeout_s=60)
+        yield operator
 
 
 def canary(percent: int) -> Manifest:
@@ -153,3 +172,40 @@ def test_a_route_that_somebody_edits_is_repaired(kube: KubeClient, operator: Ope
         lambda: kube.get(GATEWAY_API, "HTTPRoute", "chat", "team-a"),
         lambda found: found is not None and found["spec"]["parentRefs"][0]["name"] == "public",
     )
+
+
+def pools(kube: KubeClient) -> dict[str, str]:
+    """Pools of the service, and the Service of the picker of each."""
+    found = (kube.get(INFERENCE_API, "InferencePool", name, "team-a") for name in ("chat", "chat-next"))
+    return {pool["metadata"]["name"]: pool["spec"]["endpointPickerRef"]["name"] for pool in found if pool}
+
+
+def backends(kube: KubeClient) -> list[tuple[str, str]]:
+    """Kind and name of what the last rule of the HTTPRoute sends to."""
+    route = kube.get(GATEWAY_API, "HTTPRoute", "chat", "team-a")
+    refs = route["spec"]["rules"][-1]["backendRefs"] if route else []
+    return [(ref["kind"], ref["name"]) for ref in refs]
+
+
+def test_every_revision_has_a_pool_where_a_picker_is_named(kube: KubeClient, picking_operator: OperatorProcess) -> None:
+    kube.apply(service(canaries=[canary(30)]))
+    wait_ready(kube, timeout_s=60)
+
+    found = eventually(lambda: pools(kube), lambda found: len(found) == 2, timeout_s=60)
+    sent = eventually(lambda: backends(kube), lambda found: len(found) == 2, timeout_s=60)
+
+    assert found == {"chat": "chat-epp", "chat-next": "chat-next-epp"}
+    assert sent == [("InferencePool", "chat"), ("InferencePool", "chat-next")]
+    assert decisions(kube)["inference pool"] == "InferencePool"
+
+
+def test_a_pool_goes_with_its_canary_also_after_a_restart(kube: KubeClient, picking_operator: OperatorProcess) -> None:
+    kube.apply(service(canaries=[canary(30)]))
+    eventually(lambda: pools(kube), lambda found: len(found) == 2, timeout_s=60)
+    picking_operator.stop()
+    kube.apply(service())
+
+    picking_operator.start()
+
+    eventually(lambda: pools(kube), lambda found: found == {"chat": "chat-epp"}, timeout_s=60)
+    eventually(lambda: backends(kube), lambda found: found == [("InferencePool", "chat")], timeout_s=60)

@@ -55,6 +55,12 @@ narrowed to the operator's own objects, because RBAC knows no label selectors.
   resources: [httproutes]
   verbs: [get, create, patch, delete]
 {{- end }}
+{{- if .Values.fleet.endpointPicker }}
+# Send to pools of replicas with an endpoint picker, where the cluster has the inference extension.
+- apiGroups: [inference.networking.k8s.io]
+  resources: [inferencepools]
+  verbs: [get, create, patch, delete]
+{{- end }}
 {{- if .Values.fleet.meshRoutes }}
 # The same through Istio.
 - apiGroups: [networking.istio.io]

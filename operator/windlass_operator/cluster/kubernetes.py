@@ -59,6 +59,8 @@ PRUNED_KINDS: Final = frozenset(kind.kind for kind in CHILDREN + OPTIONAL)
 WATCHED_KINDS: Final = frozenset(kind.kind for kind in CHILDREN)
 PRUNED_FIRST: Final = frozenset({"HorizontalPodAutoscaler", "ScaledObject"})
 """Deleted before anything is applied: a running autoscaler would fight the replica count we are about to claim."""
+OF_EACH_REVISION: Final = frozenset({"InferencePool"})
+"""Optional kinds of which a service has one for every canary beside its own."""
 WriteCounter = Callable[[str, str], None]
 """Called with kind and verb after every write."""
 
@@ -250,8 +252,7 @@ class KubernetesCluster:
 
         One that is not wanted is looked for once, and then until it is gone: two scalers must never meet.
         """
-        for kind in self._served_kinds():
-            ref = Ref(kind.kind, owner.namespace, owner.name)
+        for ref in self._optional_refs(owner, owner_uid, wanted):
             if ref not in wanted and ref in self._absent:
                 continue
             live = await self._client.get_recent(ref)
@@ -262,8 +263,21 @@ class KubernetesCluster:
             self._absent.discard(ref)
             self.cache.absorb_reply(live)
             leaves = "deletionTimestamp" in live["metadata"] and owner_uid_of(live) == owner_uid
-            if leaves and kind.kind in PRUNED_FIRST:
+            if leaves and ref.kind in PRUNED_FIRST:
                 raise errors.RetryLater(f"{ref} is being deleted; another scaler takes over once it is gone", 2.0)
+
+    def _optional_refs(self, owner: Key, owner_uid: str, wanted: set[Ref]) -> list[Ref]:
+        """Where objects of optional kinds may be: at the service's name, and at the name of each of its Deployments."""
+        deployments = {ref.name for ref, _ in self.cache.children_of(owner_uid) if ref.kind == "Deployment"}
+        names = sorted({owner.name, *deployments})
+        kinds = self._served_kinds()
+        likely = [
+            Ref(kind.kind, owner.namespace, name)
+            for kind in kinds
+            for name in (names if kind.kind in OF_EACH_REVISION else [owner.name])
+        ]
+        served = {kind.kind for kind in kinds}
+        return likely + sorted(ref for ref in wanted if ref.kind in served and ref not in likely)
 
     def _served_kinds(self) -> list[ApiKind]:
         """Optional kinds that the cluster was found to serve."""
@@ -271,6 +285,7 @@ class KubernetesCluster:
         served = {
             "ScaledObject": found.has_keda,
             "HTTPRoute": found.has_http_routes,
+            "InferencePool": found.has_inference_pools,
             "VirtualService": found.has_virtual_services,
         }
         return [kind for kind in OPTIONAL if served[kind.kind]]

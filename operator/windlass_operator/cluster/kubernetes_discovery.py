@@ -24,6 +24,7 @@ Json = dict[str, Any]
 
 KEDA_API: Final = "keda.sh/v1alpha1"
 GATEWAY_API: Final = "gateway.networking.k8s.io/v1"
+INFERENCE_API: Final = "inference.networking.k8s.io/v1"
 ISTIO_API: Final = "networking.istio.io/v1"
 CUSTOM_METRICS: Final = ("v1beta2.custom.metrics.k8s.io", "v1beta1.custom.metrics.k8s.io")
 """Versions that autoscalers ask for, the one they prefer first."""
@@ -58,6 +59,7 @@ class Discovery:
             scales_to_zero=trial.takes_zero,
             knows_tolerance=trial.takes_tolerance,
             has_http_routes=await self._serves(GATEWAY_API, "httproutes"),
+            has_inference_pools=await self._serves(INFERENCE_API, "inferencepools"),
             has_virtual_services=await self._serves(ISTIO_API, "virtualservices"),
             has_keda=await self._serves(KEDA_API, "scaledobjects"),
             custom_metrics=await self._owner(CUSTOM_METRICS),

@@ -100,6 +100,7 @@ CHILDREN: Final = (
 OPTIONAL: Final = (
     ApiKind("keda.sh/v1alpha1", "ScaledObject", "scaledobjects"),
     ApiKind("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes"),
+    ApiKind("inference.networking.k8s.io/v1", "InferencePool", "inferencepools"),
     ApiKind("networking.istio.io/v1", "VirtualService", "virtualservices"),
 )
 """What we apply and prune where the cluster serves it. Not watched: kopf would look for kinds that are not there, so

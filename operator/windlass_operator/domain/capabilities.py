@@ -27,6 +27,8 @@ class Capabilities:
     """Whether its HorizontalPodAutoscaler takes a tolerance of its own."""
     has_http_routes: bool = False
     """Whether it serves HTTPRoutes of the Gateway API."""
+    has_inference_pools: bool = False
+    """Whether it serves InferencePools of the Gateway API's inference extension."""
     has_virtual_services: bool = False
     """Whether it serves Istio's VirtualServices."""
     has_keda: bool = False

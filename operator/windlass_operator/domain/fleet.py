@@ -59,6 +59,10 @@ class FleetSettings:
     """Gateway, as namespace/name, to which an HTTPRoute per service attaches. Replicas let it in without a key, so it
     decides who may come. Empty: none are made.
     """
+    endpoint_picker: str = ""
+    """Service and port of an endpoint picker beside each service, such as `{name}-epp:9002`: HTTPRoutes then send to
+    InferencePools, whose picker chooses the replica. Empty: none are made.
+    """
     mesh_routes: str = ""
     """Istio: services with canaries get a VirtualService for callers inside the mesh. Empty: none are made."""
     prometheus_url: str = ""

@@ -34,6 +34,8 @@ class TrafficPlan:
     shares: tuple[Share, ...] = ()
     """The stable revision first; weights add up to 100."""
     http_route: bool = False
+    pools: bool = False
+    """Whether each revision has an InferencePool, to which the HTTPRoute sends."""
     virtual_service: bool = False
 
 
@@ -53,6 +55,7 @@ def plan_traffic(
     return TrafficPlan(
         (stable, *canaries),
         http_route=bool(settings.http_route_gateway) and capabilities.has_http_routes,
+        pools=bool(settings.endpoint_picker) and capabilities.has_http_routes and capabilities.has_inference_pools,
         virtual_service=settings.mesh_routes == ISTIO and capabilities.has_virtual_services and len(canaries) > 0,
     )
 
@@ -68,9 +71,31 @@ def explain_traffic(plan: TrafficPlan, settings: FleetSettings, capabilities: Ca
         decisions.append(
             decide("http route", "HTTPRoute", reason) if plan.http_route else decide("http route", "none", missing)
         )
+    if settings.endpoint_picker:
+        decisions.append(_explain_pools(plan, settings, capabilities))
     if settings.mesh_routes == ISTIO and not capabilities.has_virtual_services:
         reason = "the platform asks for Istio, but the cluster serves no VirtualService of networking.istio.io/v1"
         decisions.append(decide("mesh route", "none", reason))
     elif settings.mesh_routes == ISTIO and plan.virtual_service:
         decisions.append(decide("mesh route", "VirtualService", "the platform asks for Istio, and there are canaries"))
     return tuple(decisions)
+
+
+def _explain_pools(plan: TrafficPlan, settings: FleetSettings, capabilities: Capabilities) -> Decision:
+    if plan.pools:
+        pickers = ", ".join(picker_of(share, settings)[0] for share in plan.shares)
+        return decide("inference pool", "InferencePool", f"the platform names an endpoint picker: Service {pickers}")
+    missing = (
+        "InferencePool of inference.networking.k8s.io/v1"
+        if capabilities.has_http_routes
+        else "HTTPRoute of gateway.networking.k8s.io/v1, which sends to pools"
+    )
+    return decide(
+        "inference pool", "none", f"the platform names an endpoint picker, but the cluster serves no {missing}"
+    )
+
+
+def picker_of(share: Share, settings: FleetSettings) -> tuple[str, int]:
+    """Name and port of the Service of a revision's endpoint picker, in the namespace of the service."""
+    name, _, port = settings.endpoint_picker.replace("{name}", share.backend).rpartition(":")
+    return name, int(port)

@@ -1,4 +1,5 @@
-"""Weights for routers of the cluster: a Gateway API HTTPRoute, an Istio VirtualService.
+"""Weights for routers of the cluster: a Gateway API HTTPRoute, with an InferencePool per revision where a picker is
+named, and an Istio VirtualService.
 
 Both send to the Services of replicas directly. Replicas ask for no key: whoever puts another Gateway in front of them
 lets it decide who may come in.
@@ -10,10 +11,13 @@ from typing import Any, Final
 
 from windlass_contract.endpoints import RUNTIME_PORT
 from windlass_operator.domain.fleet import FleetSettings
+from windlass_operator.domain.labels import canary_selector, selector_labels
 from windlass_operator.domain.plan import ServicePlan
-from windlass_operator.domain.traffic import Share
+from windlass_operator.domain.traffic import Share, picker_of
 from windlass_operator.render.manifest import Manifest, service_child
 
+INFERENCE_GROUP: Final = "inference.networking.k8s.io"
+POOL: Final = "InferencePool"
 CANARY_HEADER: Final = "X-Windlass-Canary"
 """The same as our gateway's."""
 
@@ -28,7 +32,7 @@ def render_http_route(plan: ServicePlan, settings: FleetSettings) -> Manifest:
                 {"path": path, "headers": [{"type": "Exact", "name": CANARY_HEADER, "value": share.canary}]},
             ],
             "filters": [_strip_prefix()],
-            "backendRefs": [_backend(share, 1)],
+            "backendRefs": [_backend(share, 1, plan)],
         }
         for share in plan.traffic.shares
         if share.canary
@@ -36,7 +40,7 @@ def render_http_route(plan: ServicePlan, settings: FleetSettings) -> Manifest:
     usual = {
         "matches": [{"path": path}],
         "filters": [_strip_prefix()],
-        "backendRefs": [_backend(share, share.weight) for share in plan.traffic.shares],
+        "backendRefs": [_backend(share, share.weight, plan) for share in plan.traffic.shares],
     }
     return service_child(
         "gateway.networking.k8s.io/v1",
@@ -74,7 +78,27 @@ def _strip_prefix() -> dict[str, Any]:
     }
 
 
-def _backend(share: Share, weight: int) -> dict[str, Any]:
+def render_inference_pool(plan: ServicePlan, share: Share, settings: FleetSettings) -> Manifest:
+    """The replicas of one revision, and who picks among them. The picker itself is the platform's."""
+    name, port = picker_of(share, settings)
+    selector = canary_selector(plan.service, share.canary) if share.canary else selector_labels(plan.service)
+    return service_child(
+        f"{INFERENCE_GROUP}/v1",
+        POOL,
+        share.backend,
+        plan,
+        spec={
+            "selector": {"matchLabels": selector},
+            "targetPorts": [{"number": RUNTIME_PORT}],
+            # Every replica can answer every request: without its picker a pool is slower, not broken.
+            "endpointPickerRef": {"name": name, "port": {"number": port}, "failureMode": "FailOpen"},
+        },
+    )
+
+
+def _backend(share: Share, weight: int, plan: ServicePlan) -> dict[str, Any]:
+    if plan.traffic.pools:
+        return {"group": INFERENCE_GROUP, "kind": POOL, "name": share.backend, "weight": weight}
     return {"name": share.backend, "port": RUNTIME_PORT, "weight": weight}
 
 

@@ -18,7 +18,7 @@ from windlass_operator.render.network_policy import render_service_policy
 from windlass_operator.render.pod import render_pod_template
 from windlass_operator.render.scaled_object import render_scaled_object
 from windlass_operator.render.service import render_account, render_cluster_service
-from windlass_operator.render.traffic import render_http_route, render_virtual_service
+from windlass_operator.render.traffic import render_http_route, render_inference_pool, render_virtual_service
 
 _PROGRESS_MARGIN_S = 600
 
@@ -41,6 +41,8 @@ def render_service(plan: ServicePlan, settings: FleetSettings) -> tuple[Manifest
         children.append(_render_scaler(plan, plan.scaling, settings))
     if plan.rollout.min_available > 0:
         children.append(render_disruption_budget(plan))
+    if plan.traffic.pools:
+        children += [render_inference_pool(plan, share, settings) for share in plan.traffic.shares]
     if plan.traffic.http_route:
         children.append(render_http_route(plan, settings))
     if plan.traffic.virtual_service:

@@ -44,6 +44,7 @@ OTHERS: dict[str, Any] = {
     "gateway_url": "https://{ip}:9443/metrics",
     "fleet.autoscaler": "ScaledObject",
     "fleet.http_route_gateway": "gateways/public",
+    "fleet.endpoint_picker": "{name}-epp:9002",
     "fleet.mesh_routes": "Istio",
     "fleet.prometheus_url": "http://prometheus.monitoring:9090",
     "fleet.realtime_priority": 1_000_000_000,

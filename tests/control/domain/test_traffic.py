@@ -7,7 +7,7 @@ import pytest
 from windlass_operator.api.v1alpha1.canary import CanaryPhase, CanaryStatus
 from windlass_operator.domain.capabilities import Capabilities
 from windlass_operator.domain.fleet import FleetSettings
-from windlass_operator.domain.traffic import Share, explain_traffic, plan_traffic
+from windlass_operator.domain.traffic import Share, explain_traffic, picker_of, plan_traffic
 
 ASKED = FleetSettings(http_route_gateway="gateways/public", mesh_routes="Istio")
 ALL = Capabilities(known=True, has_http_routes=True, has_virtual_services=True)
@@ -57,3 +57,35 @@ def test_what_is_asked_for_and_missing_is_said() -> None:
 
     assert [(item.topic, item.choice) for item in missing] == [("http route", "none"), ("mesh route", "none")]
     assert unasked == ()
+
+
+PICKED = FleetSettings(http_route_gateway="gateways/public", endpoint_picker="{name}-epp:9002")
+POOLS = Capabilities(known=True, has_http_routes=True, has_inference_pools=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "capabilities", "choice"),
+    [
+        pytest.param(PICKED, POOLS, "InferencePool", id="a picker is named, pools and routes are served"),
+        pytest.param(PICKED, ALL, "none", id="no pools"),
+        pytest.param(
+            PICKED, Capabilities(known=True, has_inference_pools=True), "none", id="no routes that send to them"
+        ),
+        pytest.param(ASKED, POOLS, None, id="no picker is named"),
+    ],
+)
+def test_pools_are_written_where_a_picker_is_named_and_routes_can_send_to_them(
+    settings: FleetSettings, capabilities: Capabilities, choice: str | None
+) -> None:
+    plan = plan_traffic("chat", [build_state("a", 20)], settings, capabilities)
+
+    said = {item.topic: item.choice for item in explain_traffic(plan, settings, capabilities)}
+
+    assert plan.pools == (choice == "InferencePool")
+    assert said.get("inference pool") == choice
+
+
+def test_every_revision_has_a_picker_of_its_own() -> None:
+    plan = plan_traffic("chat", [build_state("a", 20)], PICKED, POOLS)
+
+    assert [picker_of(share, PICKED) for share in plan.shares] == [("chat-epp", 9002), ("chat-a-epp", 9002)]

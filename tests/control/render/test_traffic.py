@@ -13,10 +13,11 @@ from windlass_operator.domain.plan import plan_service
 from windlass_operator.domain.snapshot import Snapshot
 from windlass_operator.render.workload import render_service
 
+PICKED = FleetSettings(http_route_gateway="gateways/public", endpoint_picker="{name}-epp:9002")
 ASKED = FleetSettings(http_route_gateway="gateways/public", mesh_routes="Istio")
 
 
-def render(settings: FleetSettings = ASKED, *canaries: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def render_all(settings: FleetSettings, *canaries: dict[str, Any]) -> list[dict[str, Any]]:
     service = build_service(canaries=list(canaries))
     states = [
         CanaryStatus(
@@ -25,9 +26,13 @@ def render(settings: FleetSettings = ASKED, *canaries: dict[str, Any]) -> dict[s
         for item in service.spec.canaries
     ]
     service = service.model_copy(update={"status": service.status.model_copy(update={"canaries": states})})
-    capabilities = Capabilities(known=True, has_http_routes=True, has_virtual_services=True)
+    capabilities = Capabilities(known=True, has_http_routes=True, has_virtual_services=True, has_inference_pools=True)
     snapshot = Snapshot(build_snapshot(service).services, capabilities=capabilities)
-    return {item["kind"]: item for item in render_service(plan_service(service, snapshot, settings), settings)}
+    return list(render_service(plan_service(service, snapshot, settings), settings))
+
+
+def render(settings: FleetSettings = ASKED, *canaries: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {item["kind"]: item for item in render_all(settings, *canaries)}
 
 
 def test_an_http_route_shares_out_the_path_of_the_service() -> None:
@@ -80,3 +85,25 @@ def test_the_operator_is_let_in_where_it_asks_prompts() -> None:
 
     assert "operator" not in components(build_canary())
     assert "operator" in components(build_canary(analysis=probe))
+
+
+def test_a_route_sends_to_pools_where_a_picker_is_named() -> None:
+    children = render_all(PICKED, build_canary(percent=30))
+
+    pools = {item["metadata"]["name"]: item["spec"] for item in children if item["kind"] == "InferencePool"}
+    (route,) = (item for item in children if item["kind"] == "HTTPRoute")
+    deployments = {item["metadata"]["name"]: item["spec"] for item in children if item["kind"] == "Deployment"}
+    pool = {"group": "inference.networking.k8s.io", "kind": "InferencePool"}
+    assert route["spec"]["rules"][-1]["backendRefs"] == [
+        {**pool, "name": "chat", "weight": 70},
+        {**pool, "name": "chat-next", "weight": 30},
+    ]
+    assert {name: spec["selector"] for name, spec in pools.items()} == {
+        name: spec["selector"] for name, spec in deployments.items()
+    }
+    assert pools["chat-next"]["endpointPickerRef"] == {
+        "name": "chat-next-epp",
+        "port": {"number": 9002},
+        "failureMode": "FailOpen",
+    }
+    assert pools["chat"]["targetPorts"] == [{"number": 8000}]
