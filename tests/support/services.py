@@ -8,6 +8,7 @@ from support.kube_client import KubeClient, Manifest, eventually
 
 API = "windlass.dev/v1alpha1"
 APPS = "apps/v1"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 OWNED = "app.kubernetes.io/managed-by=windlass-operator"
 RUNTIME = "app.kubernetes.io/component=runtime"
 CHILD_KINDS = (

@@ -60,6 +60,20 @@ def toolset(minor: str) -> Toolset:
     return Toolset(minor, tuple(Path(folder) for folder in folders.split(":")))
 
 
+@cache
+def build_module(folder: str, module: str, **programs: str) -> tuple[Path, Path]:
+    """Build programs (name = package) of the module that tools/FOLDER pins; minutes on a cold cache. Returns the folder
+    of the programs and that of the module's source. Raises FileNotFoundError without Go, CalledProcessError when it
+    cannot be built.
+    """
+    if not go_is_present():
+        raise FileNotFoundError(f"a Go toolchain, which builds {module}")
+    asked = [f"{name}={package}" for name, package in programs.items()]
+    command = [TOOLS / "module.sh", folder, module, *asked]
+    built = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    return Path(built[0]), Path(built[1])
+
+
 def go_is_present() -> bool:
     """Whether missing binaries could have been built: then nothing may be skipped."""
     return shutil.which("go") is not None

@@ -49,6 +49,10 @@ narrowed to the operator's own objects, because RBAC knows no label selectors.
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
   verbs: [get, list, watch, create, patch, delete]
+# Say why Kueue holds pods back, where the cluster has it.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list]
 {{- if .Values.fleet.httpRouteGateway }}
 # Share traffic out through the Gateway API, where the cluster has it.
 - apiGroups: [gateway.networking.k8s.io]

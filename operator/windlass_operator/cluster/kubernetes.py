@@ -28,7 +28,14 @@ from windlass_operator.cluster.kubernetes_cache import (
 from windlass_operator.cluster.kubernetes_client import MERGE, KubernetesClient, NotFound
 from windlass_operator.cluster.kubernetes_compare import applied_hash, differences, hash_manifest, merge_patch
 from windlass_operator.cluster.kubernetes_events import EventRecorder, notes_of_status
-from windlass_operator.cluster.kubernetes_fold import deletion_cost_of, is_ready, parse_owner, render_owner
+from windlass_operator.cluster.kubernetes_fold import (
+    deletion_cost_of,
+    is_gated,
+    is_ready,
+    parse_owner,
+    render_owner,
+    words_of_queue,
+)
 from windlass_operator.cluster.kubernetes_kinds import (
     ACTIVATOR_MANAGER,
     APPLIED_HASH,
@@ -59,6 +66,8 @@ PRUNED_KINDS: Final = frozenset(kind.kind for kind in CHILDREN + OPTIONAL)
 WATCHED_KINDS: Final = frozenset(kind.kind for kind in CHILDREN)
 PRUNED_FIRST: Final = frozenset({"HorizontalPodAutoscaler", "ScaledObject"})
 """Deleted before anything is applied: a running autoscaler would fight the replica count we are about to claim."""
+QUEUED_UID: Final = "kueue.x-k8s.io/job-uid"
+"""Label of a Workload of Kueue: uid of the pod that it stands for."""
 OF_EACH_REVISION: Final = frozenset({"InferencePool"})
 """Optional kinds of which a service has one for every canary beside its own."""
 WriteCounter = Callable[[str, str], None]
@@ -143,9 +152,33 @@ class KubernetesCluster:
             raise errors.ClusterUnavailable(
                 f"the first listing is not complete: waiting for {', '.join(self._filling)}"
             )
+        if key.kind == "InferenceService" and self._snapshots.capabilities.kueue:
+            await self._ask_queue(key)
         snapshot = self._snapshots.build()
         self._snapshots.require_valid(key)
         return snapshot
+
+    async def _ask_queue(self, key: Key) -> None:
+        """Read why Kueue holds the pod of a service that waits longest. Its Workloads are not watched: few services
+        have one, and the reconciler looks again while a pod waits.
+        """
+        gated = [one.manifest for one in self.cache.instances("Pod", key.namespace, key.name) if is_gated(one.manifest)]
+        words = ""
+        if gated:
+            pod = min(gated, key=lambda pod: (pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"]))
+            words = words_of_queue(await self._find_queued(key.namespace, pod["metadata"]["uid"]))
+        self._snapshots.note_queue(key, words)
+
+    async def _find_queued(self, namespace: str, pod_uid: str) -> Mapping[str, Any]:
+        """The Workload that Kueue keeps for a pod; empty where there is none yet, or it may not be read."""
+        path = f"/apis/{self._snapshots.capabilities.kueue}/namespaces/{namespace}/workloads"
+        try:
+            listed = await self._client.request("GET", path, params={"labelSelector": f"{QUEUED_UID}={pod_uid}"})
+        except (NotFound, errors.ClusterUnavailable) as exc:
+            log.warning("What Kueue says cannot be read. namespace=%s error=%s", namespace, exc)
+            return {}
+        found: Mapping[str, Any] = next(iter(listed.get("items") or ()), {})
+        return found
 
     async def apply(self, owner: Key, children: Sequence[Manifest]) -> Applied:
         """See Cluster.apply. An owner that is gone or leaving gets nothing; the garbage collector takes its

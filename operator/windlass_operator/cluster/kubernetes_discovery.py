@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
+KUEUE_APIS: Final = ("kueue.x-k8s.io/v1beta2", "kueue.x-k8s.io/v1beta1")
+"""Newest first."""
 KEDA_API: Final = "keda.sh/v1alpha1"
 GATEWAY_API: Final = "gateway.networking.k8s.io/v1"
 INFERENCE_API: Final = "inference.networking.k8s.io/v1"
@@ -61,6 +63,7 @@ class Discovery:
             has_http_routes=await self._serves(GATEWAY_API, "httproutes"),
             has_inference_pools=await self._serves(INFERENCE_API, "inferencepools"),
             has_virtual_services=await self._serves(ISTIO_API, "virtualservices"),
+            kueue=await self._first_serving(KUEUE_APIS, "workloads"),
             has_keda=await self._serves(KEDA_API, "scaledobjects"),
             custom_metrics=await self._owner(CUSTOM_METRICS),
             external_metrics=await self._owner(EXTERNAL_METRICS),
@@ -94,6 +97,12 @@ class Discovery:
         except (NotFound, errors.ClusterUnavailable):
             return False
         return any(resource.get("name") == plural for resource in listed.get("resources", ()))
+
+    async def _first_serving(self, api_versions: tuple[str, ...], plural: str) -> str:
+        for api_version in api_versions:
+            if await self._serves(api_version, plural):
+                return api_version
+        return ""
 
     async def _owner(self, names: tuple[str, ...]) -> ApiOwner:
         for name in names:

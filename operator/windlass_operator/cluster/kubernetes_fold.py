@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from windlass_operator.api.v1alpha1.inference_service import Failure
@@ -22,6 +23,8 @@ TEMPLATE_HASH: Final = "pod-template-hash"
 FINISHED: Final = frozenset({"Succeeded", "Failed"})
 STARTING: Final = frozenset({"ContainerCreating", "PodInitializing"})
 """Waiting reasons that are the normal way to start."""
+GATED: Final = "SchedulingGated"
+"""Reason of the scheduler for a pod that it is told not to look at."""
 AMBIGUOUS: Final = "AmbiguousSelector"
 """Reason of an autoscaler that met another one on the same pods."""
 _TAKING: Final = re.compile(rf"(\d{{1,12}}):(\d{{1,6}}):(\d{{1,6}}):({'|'.join(TakingCause)})")
@@ -90,6 +93,7 @@ def fold_workload(
     template = deployment["spec"].get("template", {})
     gpu_class = _labels(deployment).get(labels.GPU_CLASS) or _labels(template).get(labels.GPU_CLASS, "")
     held = _held(pods, gpu_class)
+    queue = _labels(deployment).get(labels.QUEUE, "")
     return Workload(
         replicas=len(staying),
         ready=sum(is_ready(pod) for pod in staying),
@@ -121,7 +125,32 @@ def fold_workload(
         startup_s=_startup_s(staying),
         last_failure=_last_failure(pods),
         takings=_takings(deployment),
+        queue=queue,
+        gated=sum(is_gated(pod) for pod in staying),
+        unqueued=sum(labels.QUEUE_MANAGED not in _labels(pod) for pod in updated) if queue else 0,
     )
+
+
+def is_gated(pod: Json) -> bool:
+    """Whether the scheduler is told not to look at a pod that Kueue manages."""
+    return labels.QUEUE_MANAGED in _labels(pod) and _condition(pod, "PodScheduled").get("reason") == GATED
+
+
+def add_queue_words(workload: Workload, words: str) -> Workload:
+    """The same workload with what Kueue says of its gated pods; the scheduler only says that it does not look."""
+    if not workload.gated or not words:
+        return workload
+    pending = f"waits in LocalQueue {workload.queue} of Kueue: {words}"
+    return replace(workload, queue_words=words, pending_reason=pending)
+
+
+def words_of_queue(kueue_workload: Json) -> str:
+    """Why Kueue has not admitted a Workload; empty once it has, or before it has looked."""
+    for kind in ("QuotaReserved", "Admitted"):
+        condition = _condition(kueue_workload, kind)
+        if condition.get("status") == "False":
+            return str(condition.get("message") or condition.get("reason", ""))
+    return ""
 
 
 def _wants_more(autoscaler: Json | None) -> bool:

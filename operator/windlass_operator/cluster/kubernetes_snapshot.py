@@ -16,7 +16,13 @@ from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.cluster.kubernetes_cache import Cached, ObjectCache
-from windlass_operator.cluster.kubernetes_fold import fold_node, fold_remnants, fold_workload, key_of_owner
+from windlass_operator.cluster.kubernetes_fold import (
+    add_queue_words,
+    fold_node,
+    fold_remnants,
+    fold_workload,
+    key_of_owner,
+)
 from windlass_operator.cluster.kubernetes_kinds import Ref
 from windlass_operator.domain import labels
 from windlass_operator.domain.canary_plan import canary_key, canary_of
@@ -73,6 +79,8 @@ class SnapshotBuilder:
         self._invalid: dict[Key, tuple[Problem, ...]] = {}
         self._parsed: dict[Key, Cached] = {}
         """The version of each object that was parsed last; absent for objects that do not exist."""
+        self._queue_words: dict[Key, str] = {}
+        """Why Kueue holds pods of a service, as last read."""
         self._touched: set[Key] = set()
         self._built = Snapshot()
         self.capabilities = Capabilities()
@@ -81,6 +89,16 @@ class SnapshotBuilder:
     def touch(self, key: Key) -> None:
         """An object that concerns `key` changed."""
         self._touched.add(key)
+
+    def note_queue(self, key: Key, words: str) -> None:
+        """Take what Kueue says of a service's gated pods; empty: nothing."""
+        if self._queue_words.get(key, "") == words:
+            return
+        if words:
+            self._queue_words[key] = words
+        else:
+            del self._queue_words[key]
+        self.touch(key)
 
     def touch_object(self, manifest: dict[str, Any]) -> Key | None:
         """An object changed; returns the key it concerns, None when it concerns nothing of ours."""
@@ -199,7 +217,7 @@ class SnapshotBuilder:
             for one in self._cache.instances("HorizontalPodAutoscaler", key.namespace, key.name)
             if key_of_owner(one.manifest) == key and not canary
         ]
-        return fold_workload(
+        workload = fold_workload(
             deployments[0].manifest,
             [one.manifest for one in self._cache.instances("ReplicaSet", key.namespace, key.name)],
             pods,
@@ -210,6 +228,7 @@ class SnapshotBuilder:
                 if _canary_label(one) == canary
             ],
         )
+        return add_queue_words(workload, self._queue_words.get(key, ""))
 
 
 def _canary_label(cached: Cached) -> str:

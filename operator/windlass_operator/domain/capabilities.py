@@ -31,6 +31,8 @@ class Capabilities:
     """Whether it serves InferencePools of the Gateway API's inference extension."""
     has_virtual_services: bool = False
     """Whether it serves Istio's VirtualServices."""
+    kueue: str = ""
+    """API version of the Workloads of Kueue that it serves, `kueue.x-k8s.io/v1beta2`; empty: none."""
     has_keda: bool = False
     """Whether it serves ScaledObjects."""
     custom_metrics: ApiOwner = ApiOwner()

@@ -47,6 +47,7 @@ from windlass_operator.domain.precision import choose_precision
 from windlass_operator.domain.preemption import is_recent
 from windlass_operator.domain.priority import explain_priority, priority_class_of
 from windlass_operator.domain.quantity import parse_bytes
+from windlass_operator.domain.queueing import judge_queue, plan_queue
 from windlass_operator.domain.quota_report import QuotaVerdict
 from windlass_operator.domain.rollout import RolloutPlan, explain_disruptions, explain_rollout
 from windlass_operator.domain.rollout_plan import RolloutClues, hold_floor, plan_replacement
@@ -141,6 +142,8 @@ class ServicePlan:
     """How far its canaries are, in the order of the spec."""
     traffic: TrafficPlan = NO_TRAFFIC
     """What is written for routers beside our own gateway."""
+    queue: str = ""
+    """LocalQueue of Kueue that its pods wait in; empty: none."""
     probed: bool = False
     """Whether the operator asks its replicas prompts, to compare canaries with the stable revision."""
     canary: str = ""
@@ -222,6 +225,9 @@ def plan_in_view(
     traffic = plan_traffic(key.name, states, settings, capabilities) if not canary_of(key) else NO_TRAFFIC
     if not canary_of(key):
         decisions += explain_traffic(traffic, settings, capabilities)
+    queue = plan_queue(service, tenant, view.snapshot.workloads.get(key), capabilities)
+    if queue.decision is not None and _carried_out(verdict):
+        decisions.append(queue.decision)
     suggestions = _suggest(service, verdict, view)
     return ServicePlan(
         key=key,
@@ -242,7 +248,7 @@ def plan_in_view(
         decisions=tuple(decisions),
         refusal=advise(verdict.refusal, suggestions, shares_quota=verdict.quota is not None),
         suggestions=suggestions,
-        quota=verdict.quota,
+        quota=judge_queue(queue.name, workload, verdict.quota),
         takes_quota=_takes_quota(verdict, scaling, workload) or any(canary.takes_quota for canary in canaries),
         takings=_record_takings(verdict, workload, view.now_s),
         address=_address(key, settings),
@@ -251,6 +257,7 @@ def plan_in_view(
         canaries=canaries,
         canary_states=states,
         traffic=traffic,
+        queue=queue.name,
         probed=any(canary.analysis is not None and canary.analysis.prompts for canary in spec.canaries),
     )
 

@@ -134,6 +134,14 @@ class Workload:
     foreign_scaler: str = ""
     """An autoscaler of somebody else that drives the same Deployment, as `Kind name`."""
     last_failure: Failure | None = None
+    queue: str = ""
+    """LocalQueue of Kueue that its Deployment names; empty: none."""
+    gated: int = 0
+    """Pods that Kueue holds back; the scheduler does not look at them."""
+    unqueued: int = 0
+    """Pods of the newest revision that Kueue does not manage although the Deployment names a queue."""
+    queue_words: str = ""
+    """Why Kueue holds the pod that waits longest, in its own words."""
     takings: tuple[Taking, ...] = ()
     """What quota decisions took from it, oldest first. Stored with the workload, in the write that took the replicas,
     so that budgets outlive a restart and never count what did not happen."""

@@ -19,6 +19,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from windlass_operator import errors
 from windlass_operator.api.v1alpha1.cost import Cost
@@ -54,6 +55,10 @@ class Result(enum.StrEnum):
     RETRY = "retry"
     INVALID = "invalid"
     FAILED = "failed"
+
+
+QUEUE_LOOK_S: Final = 15.0
+"""Between two looks at why Kueue holds pods back; that it lets one go is an event of the pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,8 @@ class Reconciler:
         status = status.model_copy(update={"cost": self._cost_of(key, after)})
         done = _conclude(applied, await self._cluster.report(key, reporting.status_document(status)))
         moments = [self._analyst.again_in_s(service, now), self._refusals.settles_in_s(key)]
+        if workload is not None and workload.gated:
+            moments.append(QUEUE_LOOK_S)
         # The status just written may be the first to tell of lost metrics, and its echo wakes nobody.
         for moment in (plan.plan_again_at, fallback_due_at(service.spec.scaling, status, now)):
             moments += [] if moment is None else [_seconds_until(moment, now)]

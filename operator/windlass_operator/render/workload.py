@@ -73,6 +73,8 @@ def render_deployment(plan: ServicePlan, settings: FleetSettings) -> Manifest:
         "template": render_pod_template(plan, settings),
     }
     deployment = service_child("apps/v1", "Deployment", plan.key.name, plan, spec=spec)
+    if plan.queue:
+        deployment["metadata"]["labels"][labels.QUEUE] = plan.queue
     if plan.takings:
         deployment["metadata"]["annotations"] = {labels.TAKINGS: _render_takings(plan.takings)}
     return deployment

@@ -137,3 +137,19 @@ async def test_what_may_not_be_read_counts_as_absent() -> None:
     server.forbidden = True
 
     assert await Discovery(server).look() == Capabilities(known=True)
+
+
+@pytest.mark.parametrize(
+    ("served", "found"),
+    [
+        pytest.param(["v1beta1", "v1beta2"], "kueue.x-k8s.io/v1beta2", id="the newest it serves"),
+        pytest.param(["v1beta1"], "kueue.x-k8s.io/v1beta1", id="an older one"),
+        pytest.param([], "", id="none"),
+    ],
+)
+async def test_kueue_is_known_by_the_version_of_its_workloads(served: list[str], found: str) -> None:
+    server = Server()
+    for version in served:
+        server.answers[f"/apis/kueue.x-k8s.io/{version}"] = {"resources": [{"name": "workloads"}]}
+
+    assert (await Discovery(server).look()).kueue == found

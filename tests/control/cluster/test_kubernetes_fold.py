@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from windlass_operator.cluster.kubernetes_fold import fold_node, fold_remnants, fold_workload, key_of_owner
+from windlass_operator.cluster.kubernetes_fold import (
+    add_queue_words,
+    fold_node,
+    fold_remnants,
+    fold_workload,
+    key_of_owner,
+    words_of_queue,
+)
 from windlass_operator.cluster.kubernetes_kinds import OWNER
 from windlass_operator.cluster.kubernetes_trim import trim
 from windlass_operator.domain import labels
@@ -403,3 +410,56 @@ def test_a_pod_that_claims_devices_counts_as_many_as_its_label_says():
     pod["metadata"]["labels"][labels.DEVICES] = "2"
 
     assert fold_workload(build_deployment(1), [build_replica_set()], [pod]).devices == 2
+
+
+def build_queued_deployment():
+    deployment = build_deployment()
+    deployment["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpu"}
+    return deployment
+
+
+def build_queued_pod(name="x", *, gated=True):
+    reason = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "gates"}
+    pod = build_pod(name, ready=not gated, conditions=[reason] if gated else ())
+    pod["metadata"]["labels"]["kueue.x-k8s.io/managed"] = "true"
+    return pod
+
+
+def test_pods_that_kueue_holds_and_pods_that_it_does_not_know_are_told_apart():
+    pods = [build_queued_pod("x"), build_queued_pod("y", gated=False), build_pod("z")]
+
+    runs = fold_workload(build_queued_deployment(), [build_replica_set()], pods)
+
+    assert (runs.queue, runs.gated, runs.unqueued) == ("gpu", 1, 1)
+    assert fold_workload(build_deployment(), [build_replica_set()], pods).unqueued == 0
+
+
+def test_a_pod_that_somebody_else_gates_is_none_of_kueues():
+    pod = build_queued_pod()
+    del pod["metadata"]["labels"]["kueue.x-k8s.io/managed"]
+
+    assert fold_workload(build_queued_deployment(), [build_replica_set()], [pod]).gated == 0
+
+
+def test_kueues_words_stand_in_the_place_of_the_schedulers():
+    runs = fold_workload(build_queued_deployment(), [], [build_queued_pod()])
+
+    assert add_queue_words(runs, "no quota").pending_reason == "waits in LocalQueue gpu of Kueue: no quota"
+    assert add_queue_words(runs, "") is runs
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        pytest.param([], "", id="not looked at yet"),
+        pytest.param([{"type": "QuotaReserved", "status": "False", "message": "no quota"}], "no quota", id="no quota"),
+        pytest.param(
+            [{"type": "QuotaReserved", "status": "True"}, {"type": "Admitted", "status": "False", "reason": "Checks"}],
+            "Checks",
+            id="checks are not done",
+        ),
+        pytest.param([{"type": "QuotaReserved", "status": "True"}], "", id="admitted"),
+    ],
+)
+def test_a_workload_of_kueue_says_what_it_waits_for(conditions, expected):
+    assert words_of_queue({"status": {"conditions": conditions}}) == expected

@@ -114,3 +114,24 @@ def test_a_canary_is_a_workload_of_its_own_and_none_of_the_service(world):
     assert (before.workloads.get(CHAT), before.workloads[next_key].wanted) == (None, 3)
     assert (both.workloads[CHAT].wanted, both.workloads[next_key].wanted) == (2, 3)
     assert set(after.workloads) == {CHAT}
+
+
+def test_what_kueue_says_stays_with_a_service_until_nothing_waits(world):
+    world.see(build_service(1))
+    deployment = build_deployment(2)
+    deployment["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "gpu"
+    deployment["spec"]["selector"] = {"matchLabels": {"app.kubernetes.io/instance": "chat"}}
+    world.see(deployment)
+    labels = {"app.kubernetes.io/instance": "chat", "kueue.x-k8s.io/managed": "true"}
+    gated = [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}]
+    world.see(build_manifest("Pod", 3, "chat-1", metadata={"labels": labels}, spec={}, status={"conditions": gated}))
+
+    world.builder.note_queue(CHAT, "no quota")
+    waits = world.builder.build().workloads[CHAT]
+    before = world.builder.build()
+    world.builder.note_queue(CHAT, "no quota")
+
+    assert waits.queue_words == "no quota"
+    assert world.builder.build() is before
+    world.builder.note_queue(CHAT, "")
+    assert world.builder.build().workloads[CHAT].queue_words == ""

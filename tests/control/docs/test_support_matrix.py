@@ -19,6 +19,7 @@ MODULES = {
     "etcd": ("etcd", "go.etcd.io/etcd/server/v3"),
     "Helm": ("helm", "helm.sh/helm/v4"),
     "kwok": ("kwok", "sigs.k8s.io/kwok"),
+    "Kueue": ("kueue", "sigs.k8s.io/kueue"),
     "Argo CD": ("argocd", "github.com/argoproj/argo-cd/v3"),
 }
 

@@ -298,6 +298,16 @@ class TenantSpec(ApiModel):
             description="How large a part of what the cohort lends the tenant is due, against other tenants.",
         ),
     ] = 1
+    local_queue: Annotated[
+        str,
+        Field(
+            max_length=63,
+            pattern=DNS_LABEL_OR_EMPTY,
+            description="LocalQueue of Kueue, of this name in every namespace of the tenant, in which pods of its "
+            "services wait to be admitted, within quota. A service's label kueue.x-k8s.io/queue-name goes first. "
+            "Needs Kueue in the cluster with its integration for Deployments.",
+        ),
+    ] = ""
     preemption: Preemption = Preemption()
     allowed_tiers: Annotated[
         list[Tier],
