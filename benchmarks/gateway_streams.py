@@ -22,6 +22,7 @@ import dataclasses
 import datetime
 import itertools
 import json
+import math
 import os
 import pathlib
 import platform
@@ -39,12 +40,14 @@ from typing import Any
 import psutil
 
 from windlass_contract.endpoints import Replica, Route, RoutingTable, digest_key
+from windlass_gateway.settings import Settings
 from windlass_runtime.simulate.clock import age_s
 
 KEY = "key-of-the-bench-0123456789"
 AIMS_MS = {1_000: 5.0, 5_000: 15.0, 10_000: 40.0}
 """Added p95 of a token that a stage should stay below."""
 _TOKEN = re.compile(rb'"content":"([A-Za-z0-9_-]{4})"')
+_PROBES = 64
 _KEPT_DESCRIPTORS = 480  # idle connections to replicas, and everything else
 
 
@@ -312,10 +315,15 @@ def start_gateway(
         tuple(Replica(f"r{number}", f"http://{address}") for number, address in enumerate(replicas)),
     )
     table.write_text(RoutingTable((route,)).to_json())
-    flags = ["--routes", str(table), "--port", "0", "--max-connections", str(stage.streams + 64)]
+    flags = ["--routes", str(table), "--port", "0", "--max-connections", str(_connections(stage.streams))]
     process = stack.enter_context(running([sys.executable, "-m", "windlass_gateway", "run", *flags]))
     address = hear(process, "listening")["url"].removeprefix("http://")
     return psutil.Process(process.pid), Target(address, "/team/chat/v1", KEY)
+
+
+def _connections(streams: int) -> int:
+    """Connections that the gateway must hold, so that this many streams and the probes are answered at once."""
+    return math.ceil((streams + _PROBES) / Settings().running_share) + 1
 
 
 def plan_clients(stage: Stage, front: Target, replicas: Sequence[str]) -> list[dict[str, Any]]:
@@ -467,7 +475,8 @@ def main() -> int:
         asyncio.run(Client(json.loads(sys.stdin.readline())).run())
         return 0
     limit = raise_descriptors()
-    most = (limit - _KEPT_DESCRIPTORS) // 2
+    share = Settings().running_share
+    most = int((limit - _KEPT_DESCRIPTORS) * share / (1 + share)) - _PROBES
     print(f"open files: {limit} per process, so at most {most} streams (two descriptors each in the gateway)")
     report: dict[str, Any] = {"machine": describe_machine(), "open_files": limit, "stages": []}
     for wanted in arguments.streams:

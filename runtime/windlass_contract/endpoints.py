@@ -89,6 +89,8 @@ class Route:
     """Longest time that a request may wait for a first replica, in seconds; 0: answered 503 at once."""
     max_held: int = 0
     """Requests that may wait so in one gateway."""
+    weight: int = 1
+    """How large a part of a full gateway its tenant is due, against other tenants."""
     rates: TenantRates | None = None
     """Limits of this service, beside those of its tenant."""
 

@@ -72,6 +72,9 @@ GATEWAY_DEMAND: Final = "windlass_gateway_demand_requests"  # labels: GATEWAY_LA
 """Most requests that were answered or held at once within the last minute."""
 GATEWAY_HELD: Final = "windlass_gateway_requests_held"  # labels: GATEWAY_LABELS
 
+GATEWAY_QUEUED: Final = "windlass_gateway_requests_queued"  # labels: GATEWAY_LABELS
+GATEWAY_QUEUE_TIME: Final = "windlass_gateway_queue_time_seconds"  # labels: tenant
+
 # Derived by the metrics adapter, for autoscalers only.
 GENERATED_TOKENS_PER_SECOND: Final = "windlass_generated_tokens_per_second"
 TIME_TO_FIRST_TOKEN_P95: Final = "windlass_time_to_first_token_p95_seconds"

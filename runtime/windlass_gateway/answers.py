@@ -101,6 +101,12 @@ def too_many_held(limit: int) -> Problem:
     return Problem(503, "service_unavailable", "wake_queue_full", message, retry_after_s=10)
 
 
+def queued_too_long(wait_s: float) -> Problem:
+    """Answer for a request that found no place in a full gateway."""
+    message = f"the gateway is full, and your tenant's part of it was in use for {wait_s:g} s"
+    return Problem(503, "service_unavailable", "gateway_queue_timeout", message, retry_after_s=2)
+
+
 def unsafe_target(reason: str) -> Problem:
     """Answer for a request target that could be read in two ways."""
     return Problem(400, "invalid_request_error", "invalid_path", reason)

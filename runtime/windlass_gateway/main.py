@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import pathlib
 import resource
@@ -19,6 +20,7 @@ from aiohttp import web
 
 from windlass_gateway import metrics
 from windlass_gateway.cluster_routes import REPLICA_URL, ClusterPlace, ClusterRoutes
+from windlass_gateway.entrance import Entrance
 from windlass_gateway.kube_watch import SERVICE_ACCOUNT, Api, api_of_pod
 from windlass_gateway.picking import Picker
 from windlass_gateway.proxy import Proxy
@@ -194,6 +196,9 @@ class Gateway:
         routes.on_change = self._adopt
         self.metrics = metrics.Metrics()
         self._turnstile = Turnstile(self.metrics, settings.gateways)
+        places = settings.running_places
+        waiting = settings.max_connections - places
+        self._entrance = Entrance(places, waiting, settings.queue_timeout_s, self.metrics)
         self.sleepers: Sleepers | None = None
         address = sock.getsockname()
         self.url = f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}"
@@ -205,7 +210,13 @@ class Gateway:
             upstream = Upstream(self._settings, self.routes, self.picker, session)
             self.sleepers = Sleepers(self.routes, upstream)
             self._proxy = Proxy(
-                self._settings, self.routes, self._turnstile, self.splitter, self.sleepers, self.metrics
+                self._settings,
+                self.routes,
+                self._turnstile,
+                self._entrance,
+                self.splitter,
+                self.sleepers,
+                self.metrics,
             )
             self._listener = Listener(self._settings, self._proxy.handle)
             following = asyncio.create_task(self.routes.follow(self._settings.poll_s))
@@ -262,16 +273,17 @@ def _fit_descriptors(max_connections: int) -> int:
     """Raise the soft limit of open files to what `max_connections` needs, or lower `max_connections` to what the hard
     limit allows.
 
-    One client connection needs one descriptor, and one more towards its replica; idle connections to replicas and
-    everything else need theirs beside these.
+    One client connection needs one descriptor, and one more towards its replica while its request is answered; idle
+    connections to replicas and everything else need theirs beside these.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     others = DEFAULTS.max_idle_upstream + 64
-    wanted = 2 * max_connections + others
+    each = 1.0 + DEFAULTS.running_share
+    wanted = math.ceil(each * max_connections) + others
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     soft = max(allowed, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    fitted = min(max_connections, (allowed - others) // 2)
+    fitted = min(max_connections, int((allowed - others) / each))
     if fitted < max_connections:
         _log.warning(
             "Open-file limit is too low for --max-connections. wanted=%d using=%d hard_limit=%d",

@@ -75,6 +75,19 @@ class Metrics:
             labels,
             registry=self.registry,
         )
+        self._queued = Gauge(
+            metric_names.GATEWAY_QUEUED,
+            "Requests that wait for a place in a full gateway.",
+            labels,
+            registry=self.registry,
+        )
+        self._queue_time = Histogram(
+            metric_names.GATEWAY_QUEUE_TIME,
+            "Time that requests which had to wait for a place have waited.",
+            ("tenant",),
+            buckets=_BUCKETS_S,
+            registry=self.registry,
+        )
         self._tenants: set[str] = set()
 
     def refused(self, status: int) -> None:
@@ -96,6 +109,18 @@ class Metrics:
             self._duration.labels(*labels).observe(time.monotonic() - started_s)
             if route.canaries:
                 self._shares.labels(*labels[:2], outcome.canary, str(outcome.status)).inc()
+
+    @contextmanager
+    def queued(self, route: Route) -> Iterator[None]:
+        """Count one request that waits for a place while the block runs."""
+        labels, started_s = self._labels(route), time.monotonic()
+        queued = self._queued.labels(*labels)
+        queued.inc()
+        try:
+            yield
+        finally:
+            queued.dec()
+            self._queue_time.labels(labels[2]).observe(time.monotonic() - started_s)
 
     def limited(self, route: Route, limit: str) -> None:
         """Count a request that a limit kept out; the field of spec.rates that sets it."""

@@ -11,6 +11,7 @@ from aiohttp import web
 from windlass_contract.endpoints import METRICS_PATH, Route
 from windlass_gateway import answers, metrics, relay
 from windlass_gateway.bodies import BodyStore
+from windlass_gateway.entrance import Entrance
 from windlass_gateway.header_rules import CANARY, REQUEST_ID, SESSION, choose_request_id, headers_to_replica
 from windlass_gateway.routes import RouteSource
 from windlass_gateway.settings import Settings
@@ -18,7 +19,7 @@ from windlass_gateway.sleepers import Sleepers
 from windlass_gateway.splitting import Splitter
 from windlass_gateway.targets import Target, TargetError, parse_target
 from windlass_gateway.tenants import Refusal, authorize
-from windlass_gateway.turnstile import Turnstile
+from windlass_gateway.turnstile import Turnstile, Visit
 from windlass_gateway.upstream import STABLE, BusyAnswer, Call, Part
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Proxy:
         settings: Settings,
         routes: RouteSource,
         turnstile: Turnstile,
+        entrance: Entrance,
         splitter: Splitter,
         sleepers: Sleepers,
         counts: metrics.Metrics,
@@ -48,6 +50,7 @@ class Proxy:
         self._settings = settings
         self._routes = routes
         self._turnstile = turnstile
+        self._entrance = entrance
         self._splitter = splitter
         self._sleepers = sleepers
         self._metrics = counts
@@ -123,22 +126,34 @@ class Proxy:
         self, request: web.BaseRequest, route: Route, target: Target, request_id: str, outcome: metrics.Outcome
     ) -> relay.Delivery:
         with self._turnstile.enter(route) as visit:
-            async with self._bodies.hold(request, route.tenant) as body:
-                visit.reserve(request.method, body)
-                part = self._choose_part(request, route)
-                outcome.canary = part.canary
-                headers = headers_to_replica(request.headers, request_id)
-                call = Call(request.method, target.path_and_query, headers, body, request_id)
-                answer = await self._sleepers.send(route, call, part)
-            own_headers = {**visit.headers(), REQUEST_ID: request_id}
-            if isinstance(answer, BusyAnswer):
-                return relay.Delivery(relay.render_busy(answer, own_headers), answer.status)
-            outcome.canary = answer.canary
-            if answer.canary:
-                own_headers[CANARY] = answer.canary
-            with answer:
-                visit.answered(answer.response.status)
-                return await relay.relay(request, answer, own_headers, visit.meter, self._settings.client_stall_s)
+            async with self._entrance.enter(route):
+                return await self._answer(request, route, target, request_id, outcome, visit)
+
+    async def _answer(
+        self,
+        request: web.BaseRequest,
+        route: Route,
+        target: Target,
+        request_id: str,
+        outcome: metrics.Outcome,
+        visit: Visit,
+    ) -> relay.Delivery:
+        async with self._bodies.hold(request, route.tenant) as body:
+            visit.reserve(request.method, body)
+            part = self._choose_part(request, route)
+            outcome.canary = part.canary
+            headers = headers_to_replica(request.headers, request_id)
+            call = Call(request.method, target.path_and_query, headers, body, request_id)
+            answer = await self._sleepers.send(route, call, part)
+        own_headers = {**visit.headers(), REQUEST_ID: request_id}
+        if isinstance(answer, BusyAnswer):
+            return relay.Delivery(relay.render_busy(answer, own_headers), answer.status)
+        outcome.canary = answer.canary
+        if answer.canary:
+            own_headers[CANARY] = answer.canary
+        with answer:
+            visit.answered(answer.response.status)
+            return await relay.relay(request, answer, own_headers, visit.meter, self._settings.client_stall_s)
 
     def _last_words(self, response: web.StreamResponse) -> web.StreamResponse:
         """While draining, tell clients to open their next connection elsewhere."""

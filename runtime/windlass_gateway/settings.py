@@ -11,6 +11,12 @@ class Settings:
 
     max_connections: int = 10_000
     """Client connections held at once; one more is answered 503 and closed before its request is read."""
+    running_share: float = 0.95
+    """Part of max_connections whose requests are answered at once; others wait, and tenants get places that free by
+    their weights. Below 1, so that whoever has all places cannot keep others from asking.
+    """
+    queue_timeout_s: float = 30.0
+    """Longest wait for a place."""
     max_idle_upstream: int = 256
     """Connections to replicas that may wait for their next request; the others end with theirs."""
     max_body_bytes: int = 8 * 2**20
@@ -47,3 +53,8 @@ class Settings:
     """Interval at which the routing table file is looked at."""
     separate_probes: bool = False
     """Whether health and metrics have a port of their own: metrics name tenants, which clients must not see."""
+
+    @property
+    def running_places(self) -> int:
+        """Requests answered at once."""
+        return max(1, int(self.max_connections * self.running_share))

@@ -73,6 +73,7 @@ def _route(
         replicas,
         hold_s=float(hold.timeout_seconds) if hold else 0.0,
         max_held=hold.max_requests if hold else 0,
+        weight=tenant.spec.weight if tenant is not None else 1,
         rates=rates_of_service(key, tenant) if tenant is not None else None,
     )
 

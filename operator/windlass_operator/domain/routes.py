@@ -50,6 +50,7 @@ def _route(key: Key, tenant: Tenant, service: InferenceService) -> Route:
         endpoints=key.name,
         hold_s=float(hold.timeout_seconds) if hold else 0.0,
         max_held=hold.max_requests if hold else 0,
+        weight=tenant.spec.weight,
         rates=rates_of_service(key, tenant),
     )
 

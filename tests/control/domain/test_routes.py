@@ -19,6 +19,12 @@ def test_a_service_is_open_to_the_keys_of_its_tenant() -> None:
     )
 
 
+def test_a_route_carries_the_weight_of_its_tenant() -> None:
+    snapshot = build_snapshot(build_service(), build_tenant(weight=7, access=build_keys("one")))
+
+    assert [route.weight for route in plan_routes(snapshot).routes] == [7]
+
+
 def test_limits_of_tenants_are_part_of_the_table() -> None:
     snapshot = build_snapshot(build_service(), build_tenant(rates={"requestsPerMinute": 60}))
 

@@ -295,7 +295,8 @@ class TenantSpec(ApiModel):
         Field(
             ge=1,
             le=1000,
-            description="How large a part of what the cohort lends the tenant is due, against other tenants.",
+            description="How large a part the tenant is due, against other tenants, of what the cohort lends and of a "
+            "full gateway.",
         ),
     ] = 1
     local_queue: Annotated[
