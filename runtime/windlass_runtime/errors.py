@@ -6,6 +6,9 @@ RuntimeFault
 │   └── RecipeError        the recipe is damaged, of another version, or of another model
 ├── CalibrationError       a recipe cannot be made of these inputs; names what is missing
 ├── QualityMissed          a recipe was made and is not good enough; names thresholds and worst layers
+├── EngineError            a TensorRT plan cannot be built or used; names the layer or the field, and the fix
+│   ├── EngineUnavailable  no TensorRT here that could do it; names the package to install
+│   └── EngineMismatch     a plan is sound, but for another GPU, version, model or plugin set
 ├── CapacityError          the machine is too small for the request; says the bytes needed and had
 ├── RequestError           the client must change the request (HTTP 400)
 │   └── PromptTooLong      prompt plus requested output exceed the limit
@@ -40,6 +43,18 @@ class CalibrationError(RuntimeFault):
 
 class QualityMissed(RuntimeFault):
     """The finished recipe misses a threshold of its quality gate."""
+
+
+class EngineError(RuntimeFault):
+    """TensorRT refuses a network, or a plan is damaged."""
+
+
+class EngineUnavailable(EngineError):
+    """The package or the device that the work needs is not here."""
+
+
+class EngineMismatch(EngineError):
+    """The plan was built for something else than what is here."""
 
 
 class CapacityError(RuntimeFault):

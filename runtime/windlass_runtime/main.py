@@ -1,4 +1,4 @@
-"""The `windlass-runtime` command: serve or simulate a model, generate from the shell, calibrate.
+"""The `windlass-runtime` command: serve or simulate a model, generate from the shell, calibrate, build engines.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. Heavy imports wait until a command needs them.
 """
@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,8 @@ from typing import Any, Final
 import click
 
 from windlass_contract.launch_spec import Device, LaunchSpec, LaunchSpecError, Precision
+from windlass_runtime.exits import exit_on_fault
+from windlass_runtime.jobs.engine_commands import build_engine, engine
 
 
 def run() -> None:
@@ -119,7 +120,7 @@ def serve(model: str | None, launch_file: Path | None, log_level: str, **options
     from windlass_runtime import launch
     from windlass_runtime.serve import process
 
-    with _exit_on_fault(), _progress(f"Loading {spec.model_uri}") as finish_progress:
+    with exit_on_fault(), _progress(f"Loading {spec.model_uri}") as finish_progress:
 
         def report(event: str, fields: dict[str, object]) -> None:
             if event != "listening":
@@ -164,7 +165,7 @@ def simulate(profile: str, show_profile: bool, launch_file: Path | None, log_lev
     from windlass_runtime.serve import process
     from windlass_runtime.simulate.load import build_loader
 
-    with _exit_on_fault():
+    with exit_on_fault():
         asyncio.run(process.serve(spec, build_loader(chosen), _print_event))
 
 
@@ -194,7 +195,7 @@ def generate(model: str, prompt: str, chat: bool, output: str, **options: Any) -
 
     sampling = {name: options.pop(name) for name in ("max_new_tokens", "temperature", "top_p", "seed", "stop")}
     spec = _build_launch_spec(model, options)
-    with _exit_on_fault(), _progress(f"Loading {spec.model_uri}") as finish_progress:
+    with exit_on_fault(), _progress(f"Loading {spec.model_uri}") as finish_progress:
         request = shell.ShellRequest(prompt=prompt, chat=chat, **sampling)
         result = shell.generate(spec, request, on_loaded=finish_progress, show=_show_for(output))
     if output == "json":
@@ -257,7 +258,7 @@ def calibrate(
     """
     from windlass_runtime.jobs import calibrate_command
 
-    with _exit_on_fault():
+    with exit_on_fault():
         calibrate_command.run(model, data, heldout, recipe, options, restart=restart, as_json=output == "json")
 
 
@@ -272,11 +273,15 @@ def report(recipes: tuple[Path, ...], target: Path, model: str | None, seconds: 
     from windlass_runtime.checkpoint.source import resolve_model
     from windlass_runtime.jobs import report as reports
 
-    with _exit_on_fault():
+    with exit_on_fault():
         subjects = reports.read_subjects(recipes)
         speeds = reports.measure_speeds(resolve_model(model), recipes, seconds) if model else {}
         figures = reports.write_report(subjects, speeds, target)
     click.echo(json.dumps(figures) if output == "json" else reports.render_table(figures))
+
+
+command_line.add_command(build_engine)
+command_line.add_command(engine)
 
 
 def _show_for(output: str) -> Any:
@@ -309,20 +314,6 @@ def _build_launch_spec(model: str, options: dict[str, Any]) -> LaunchSpec:
     if "precision" in given:
         given["precision"] = Precision(given["precision"])
     return LaunchSpec(model_uri=model, served_name=name, **given)
-
-
-@contextlib.contextmanager
-def _exit_on_fault() -> Iterator[None]:
-    """A fault raised on purpose is one line on stderr and exit code 1."""
-    from windlass_runtime.errors import RuntimeFault
-
-    try:
-        yield
-    except (RuntimeFault, OSError) as exc:
-        click.echo(f"windlass-runtime: {exc}", err=True)
-        sys.stdout.flush()
-        # A thread may still be inside native code, which a normal exit would wait for or tear down.
-        os._exit(1)
 
 
 @contextlib.contextmanager
