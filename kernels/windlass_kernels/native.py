@@ -19,8 +19,10 @@ _SIGNATURES: dict[str, tuple[type[ctypes._SimpleCData[int]] | type, ...]] = {
     "packed_rows": (_POINTER,) * 4 + (_I64,) * 3 + (_I32,),
     "norm": (_POINTER,) * 4 + (_I64,) * 2 + (_F32,),
     "silu_mul": (_POINTER,) * 2 + (_I64,) * 2,
-    "rope_and_store": (_POINTER,) * 10 + (_I64,) * 5 + (_F32, _I32, _I32),
+    "rope_and_store": (_POINTER,) * 11 + (_I64,) * 5 + (_F32, _I32, _I32),
     "paged_attention": (_POINTER,) * 7 + (_I64,) * 6 + (_F32, _I32),
+    "stored_attention": (_POINTER,) * 11 + (_I64,) * 7 + (_F32, _I32, _I32),
+    "quantize_pages": (_POINTER,) * 5 + (_I64,) * 3 + (_I32, _I32),
 }
 
 
@@ -45,6 +47,8 @@ class Library:
         self.silu_mul = self._c.windlass_silu_mul
         self.rope_and_store = self._c.windlass_rope_and_store
         self.paged_attention = self._c.windlass_paged_attention
+        self.stored_attention = self._c.windlass_stored_attention
+        self.quantize_pages = self._c.windlass_quantize_pages
 
     @property
     def isa(self) -> str:

@@ -143,7 +143,8 @@ def quantize(rows: Floats, bits: int) -> tuple[NDArray[np.uint8], NDArray[np.flo
     largest = np.float32(2**bits - 1)
     sound = np.isfinite(wide).all(axis=1)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        minimum = np.where(sound, wide.min(axis=1), np.nan).astype(np.float16)
+        # Adding zero makes a negative zero positive, so that equal pages have equal bytes.
+        minimum = np.where(sound, wide.min(axis=1) + np.float32(0), np.nan).astype(np.float16)
         low = minimum.astype(np.float32)
         scale = ((wide.max(axis=1) - low) / largest).astype(np.float16)
         inverse = np.where(scale > 0, np.float32(1) / scale.astype(np.float32), np.float32(0))

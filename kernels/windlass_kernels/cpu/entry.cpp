@@ -97,10 +97,10 @@ WL_EXPORT void windlass_silu_mul(const float* gate_up, float* y, int64_t m, int6
 }
 
 WL_EXPORT void windlass_rope_and_store(const float* qkv, const float* cos, const float* sin, const int32_t* positions,
-                                       const int32_t* slots, void* key_pages, void* value_pages, const float* q_norm,
+                                       const int32_t* key_angles, const int32_t* slots, void* key_pages, void* value_pages, const float* q_norm,
                                        const float* k_norm, float* q, int64_t tokens, int64_t heads, int64_t kv_heads,
                                        int64_t width, int64_t half, float eps, int32_t interleaved, int32_t storage) {
-  chosen.load()->rope_and_store({qkv, cos, sin, positions, slots, key_pages, value_pages, q_norm, k_norm, q, tokens, heads,
+  chosen.load()->rope_and_store({qkv, cos, sin, positions, key_angles, slots, key_pages, value_pages, q_norm, k_norm, q, tokens, heads,
                                  kv_heads, width, half, eps, interleaved, storage});
 }
 
@@ -110,4 +110,19 @@ WL_EXPORT void windlass_paged_attention(const float* query, const void* key_page
                                         int64_t window, float scale, int32_t storage) {
   chosen.load()->paged_attention({query, key_pages, value_pages, page_table, row_of, positions, y, tokens, heads, kv_heads, width,
                                   table_width, window, scale, storage});
+}
+
+WL_EXPORT void windlass_stored_attention(const float* query, const uint8_t* pages, const void* tail_keys, const void* tail_values,
+                                         const int32_t* page_table, const int32_t* tail_of, const int32_t* row_of,
+                                         const int32_t* positions, const float* base_cos, const float* base_sin, float* y,
+                                         int64_t tokens, int64_t heads, int64_t kv_heads, int64_t width, int64_t half,
+                                         int64_t table_width, int64_t window, float scale, int32_t bits, int32_t storage) {
+  chosen.load()->stored_attention({query, pages, tail_keys, tail_values, page_table, tail_of, row_of, positions, base_cos, base_sin,
+                                   y, tokens, heads, kv_heads, width, half, table_width, window, scale, bits, storage});
+}
+
+WL_EXPORT void windlass_quantize_pages(const void* tail_keys, const void* tail_values, const int32_t* tails, const int32_t* page_ids,
+                                       uint8_t* pages, int64_t count, int64_t kv_heads, int64_t width, int32_t bits,
+                                       int32_t storage) {
+  chosen.load()->quantize_pages({tail_keys, tail_values, tails, page_ids, pages, count, kv_heads, width, bits, storage});
 }

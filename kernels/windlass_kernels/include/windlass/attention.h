@@ -33,8 +33,8 @@ struct Softmax {
   float* result;  // [Q][padded D]
 };
 
-WL_INLINE int64_t first_seen(const AttentionArgs& a, int64_t position) {
-  return a.window > 0 && position + 1 > a.window ? position + 1 - a.window : 0;
+WL_INLINE int64_t first_seen(int64_t window, int64_t position) {
+  return window > 0 && position + 1 > window ? position + 1 - window : 0;
 }
 
 // Ask for `count` elements that are wanted soon.
@@ -160,7 +160,7 @@ static void attend_page(const AttentionArgs& a, Softmax& s, const Run& run, int6
     const int64_t rows = smaller(kScoreTile, queries - q);
     int64_t from[kScoreTile], to[kScoreTile], widest = 0;
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t position = a.positions[run.token + (q + i) / group], first = first_seen(a, position);
+      const int64_t position = a.positions[run.token + (q + i) / group], first = first_seen(a.window, position);
       from[i] = first > start ? first - start : 0;
       to[i] = smaller(position + 1 - start, kPageTokens);
       if (to[i] > from[i] && to[i] - from[i] > widest) widest = to[i] - from[i];
@@ -211,7 +211,7 @@ static Run run_from(const AttentionArgs& a, int64_t token) {
   int64_t end = token + 1;
   while (end < a.tokens && end - token < most && a.row_of[end] == a.row_of[token] && a.positions[end] == a.positions[end - 1] + 1)
     ++end;
-  return Run{token, end - token, first_seen(a, a.positions[token]), a.positions[end - 1]};
+  return Run{token, end - token, first_seen(a.window, a.positions[token]), a.positions[end - 1]};
 }
 
 static void paged_attention(const AttentionArgs& a) {

@@ -95,6 +95,8 @@ static void rope_token(const RopeArgs& a, int64_t t) {
   const float* qkv = a.qkv + t * (a.heads + 2 * a.kv_heads) * a.width;
   const float* cos = a.cos + int64_t(a.positions[t]) * a.half;
   const float* sin = a.sin + int64_t(a.positions[t]) * a.half;
+  const float* key_cos = a.cos + int64_t(a.key_angles[t]) * a.half;
+  const float* key_sin = a.sin + int64_t(a.key_angles[t]) * a.half;
   float* turned = scratch(Scratch::kAttention, size_t(a.width));
   for (int64_t h = 0; h < a.heads + a.kv_heads; ++h) {
     const bool is_query = h < a.heads;
@@ -103,7 +105,7 @@ static void rope_token(const RopeArgs& a, int64_t t) {
     if (!is_query && a.slots[t] < 0) return;
     if (weight != nullptr) normalise(qkv + h * a.width, weight, a.width, a.eps, out);
     else std::memcpy(out, qkv + h * a.width, size_t(a.width) * sizeof(float));
-    rotate(out, cos, sin, a.half, a.interleaved != 0);
+    rotate(out, is_query ? cos : key_cos, is_query ? sin : key_sin, a.half, a.interleaved != 0);
     if (!is_query) store_head<T>(out, a.width, a.key_pages, a.kv_heads, h - a.heads, a.slots[t]);
   }
   const float* values = qkv + (a.heads + a.kv_heads) * a.width;

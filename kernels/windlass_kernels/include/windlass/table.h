@@ -38,6 +38,7 @@ struct RopeArgs {
   const float* cos;          // [L, C]
   const float* sin;          // [L, C]
   const int32_t* positions;  // [T]
+  const int32_t* key_angles; // [T]: rows of cos and sin that keys are turned by; queries by those of their positions
   const int32_t* slots;      // [T]; negative: nothing is stored
   void* key_pages;           // [P, G, 64, D] of `storage`
   void* value_pages;         // the same
@@ -60,6 +61,34 @@ struct AttentionArgs {
   int64_t tokens, heads, kv_heads, width, table_width, window;
   float scale;
   int32_t storage;
+};
+
+// Pages as page_format.py has them; the tail is the float pages that collect what is not full yet.
+struct StoredAttentionArgs {
+  const float* query;         // [T, H, D], turned by their positions
+  const uint8_t* pages;       // [P, G, size]
+  const void* tail_keys;      // [F, G, 64, D] of `storage`, keys turned by their place in the page
+  const void* tail_values;    // the same
+  const int32_t* page_table;  // [R, B]
+  const int32_t* tail_of;     // [T]: the float page with the token's own page
+  const int32_t* row_of;      // [T]
+  const int32_t* positions;   // [T]
+  const float* base_cos;      // [B, C]: the angles of each page's first position; neighbours are pairs
+  const float* base_sin;      // [B, C]
+  float* y;                   // [T, H, D]
+  int64_t tokens, heads, kv_heads, width, half, table_width, window;
+  float scale;
+  int32_t bits, storage;
+};
+
+struct QuantizePagesArgs {
+  const void* tail_keys;    // [F, G, 64, D] of `storage`
+  const void* tail_values;  // the same
+  const int32_t* tails;     // [count]
+  const int32_t* page_ids;  // [count]
+  uint8_t* pages;           // [P, G, size]
+  int64_t count, kv_heads, width;
+  int32_t bits, storage;
 };
 
 struct PackedLinearArgs {
@@ -96,6 +125,8 @@ struct KernelTable {
   void (*silu_mul)(const SiluArgs&);
   void (*rope_and_store)(const RopeArgs&);
   void (*paged_attention)(const AttentionArgs&);
+  void (*stored_attention)(const StoredAttentionArgs&);
+  void (*quantize_pages)(const QuantizePagesArgs&);
 };
 
 }  // namespace windlass
