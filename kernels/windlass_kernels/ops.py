@@ -186,6 +186,7 @@ def rope_and_store(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    key_angles: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Normalise (optional) and rotate queries and keys, write keys and values into their pages, return the queries.
@@ -197,6 +198,7 @@ def rope_and_store(
     key_pages, value_pages [P, G, 64, D] float32, bfloat16 or float16, written at `slots` (rounded to nearest even)
     interleaved  pairs are (2i, 2i + 1) (GLM) rather than (i, i + C) (Llama)
     q_norm, k_norm [D]             float32   RMS norm of each head before the rotation (Qwen3)
+    key_angles   [T]               int32     rows of cos and sin that turn the keys, if not those of `positions`
     returns      [T, H, D]         float32
     """
     op, device = "rope_and_store", qkv.device
@@ -210,6 +212,8 @@ def rope_and_store(
     require(op, "sin", sin, (length, half), FLOAT, device)
     require(op, "positions", positions, (tokens,), INDEX, device)
     require(op, "slots", slots, (tokens,), INDEX, device)
+    if key_angles is not None:
+        require(op, "key_angles", key_angles, (tokens,), INDEX, device)
     for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
         if weight is not None:
             require(op, name, weight, (width,), FLOAT, device)
@@ -218,7 +222,19 @@ def rope_and_store(
     if library is None:
         return q.copy_(
             reference.rope_and_store(
-                qkv, cos, sin, positions, slots, key_pages, value_pages, heads, interleaved, q_norm, k_norm, eps
+                qkv,
+                cos,
+                sin,
+                positions,
+                slots,
+                key_pages,
+                value_pages,
+                heads,
+                interleaved,
+                q_norm,
+                k_norm,
+                eps,
+                key_angles,
             )
         )
     library.rope_and_store(
@@ -226,6 +242,7 @@ def rope_and_store(
         cos.data_ptr(),
         sin.data_ptr(),
         positions.data_ptr(),
+        (positions if key_angles is None else key_angles).data_ptr(),
         slots.data_ptr(),
         key_pages.data_ptr(),
         value_pages.data_ptr(),

@@ -96,6 +96,7 @@ def rope_and_store(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    key_angles: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """See `ops.rope_and_store`; returns q [T, H, D], writes the pages."""
@@ -105,12 +106,13 @@ def rope_and_store(
     q = q if q_norm is None else rms_norm(q, q_norm, eps, dtype)
     k = k if k_norm is None else rms_norm(k, k_norm, eps, dtype)
     at = positions.long()
-    c, s = cos.to(dtype)[at], sin.to(dtype)[at]
+    key_at = at if key_angles is None else key_angles.long()
+    c, s = cos.to(dtype), sin.to(dtype)
     kept = slots >= 0
     page, offset = slots[kept].long() // page_tokens, slots[kept].long() % page_tokens
-    key_pages[page, :, offset] = rotate(k, c, s, interleaved)[kept].to(key_pages.dtype)
+    key_pages[page, :, offset] = rotate(k, c[key_at], s[key_at], interleaved)[kept].to(key_pages.dtype)
     value_pages[page, :, offset] = v[kept].to(value_pages.dtype)
-    return rotate(q, c, s, interleaved)
+    return rotate(q, c[at], s[at], interleaved)
 
 
 def paged_attention(

@@ -16,7 +16,7 @@ void windlass_packed_linear(const float*, const uint8_t*, const void*, const flo
 void windlass_packed_rows(const int32_t*, const uint8_t*, const void*, float*, int64_t, int64_t, int64_t, int32_t);
 void windlass_norm(float*, const float*, const float*, float*, int64_t, int64_t, float);
 void windlass_silu_mul(const float*, float*, int64_t, int64_t);
-void windlass_rope_and_store(const float*, const float*, const float*, const int32_t*, const int32_t*, void*, void*, const float*,
+void windlass_rope_and_store(const float*, const float*, const float*, const int32_t*, const int32_t*, const int32_t*, void*, void*, const float*,
                              const float*, float*, int64_t, int64_t, int64_t, int64_t, int64_t, float, int32_t, int32_t);
 void windlass_paged_attention(const float*, const void*, const void*, const int32_t*, const int32_t*, const int32_t*, float*, int64_t,
                               int64_t, int64_t, int64_t, int64_t, int64_t, float, int32_t);
@@ -103,7 +103,7 @@ void check_attention(int64_t length, int64_t heads, int64_t kv_heads, int64_t wi
   std::vector<int32_t> positions, slots, table, rows(size_t(length), 0);
   for (int32_t t = 0; t < length; ++t) positions.push_back(t), slots.push_back((int32_t(pages) - 1 - t / 64) * 64 + t % 64);
   for (int32_t p = 0; p < pages; ++p) table.push_back(int32_t(pages) - 1 - p);
-  windlass_rope_and_store(qkv.get(), cos.data(), sin.data(), positions.data(), slots.data(), keys.get(), values.get(), nullptr, nullptr,
+  windlass_rope_and_store(qkv.get(), cos.data(), sin.data(), positions.data(), positions.data(), slots.data(), keys.get(), values.get(), nullptr, nullptr,
                           q.get(), length, heads, kv_heads, width, half, 1e-6f, 0, 0);
   windlass_paged_attention(q.get(), keys.get(), values.get(), table.data(), rows.data(), positions.data(), y.get(), length, heads,
                            kv_heads, width, pages, window, 0.5f, 0);

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from windlass_runtime import errors
 from windlass_runtime.kv.eviction import Shelf, grade_of
-from windlass_runtime.kv.prefix_index import Content, PrefixIndex
+from windlass_runtime.kv.prefix_index import PrefixIndex
 
 
 class PagesExhausted(errors.CapacityError):
@@ -92,22 +92,13 @@ class PagePool:
 
     def release(self, pages: Sequence[int]) -> None:
         """Drop one owner of each page, given in the order of their sequence; those without owners are kept or free."""
-        # Backwards: what lies deeper in a sequence is of no use without what lies before it, so it must go first, and
-        # a page that others need to be reached is worth as much as the best of them.
-        floor = 0
+        # Backwards: what lies deeper in a sequence is of no use without what lies before it, so it must go first.
         for page in reversed(pages):
             if self._references[page] == 0:
                 raise ValueError(f"page {page}: expected a held page to release, found it free")
             self._references[page] -= 1
-            content = self._index.content_of(page)
-            if content is None:
-                if self._references[page] == 0:
-                    self._owned[self._tenants[page]] -= 1
-                    self._free.append(page)
-                continue
-            floor = content.grade_floor = max(floor, content.grade_floor)
             if self._references[page] == 0:
-                floor = self._keep(page, content)
+                self._put_down(page)
 
     def find(self, fingerprints: Sequence[bytes]) -> int:
         """How many pages `take` would give."""
@@ -125,15 +116,17 @@ class PagePool:
             content.hits += 1
         return pages
 
-    def publish(self, page: int, fingerprint: bytes, depth: int) -> int:
-        """Let a held page that is finished be found from now on; `depth` pages precede it in its sequence.
+    def publish(self, page: int, fingerprint: bytes, before: bytes | None, depth: int) -> int:
+        """Let a held page that is finished be found from now on.
 
-        Returns the page to use in its place: itself, or the one found under this fingerprint already, which gains the
-        owner that `page` loses. The two have the same content.
+        before  fingerprint of the page before it in its sequence; None for the first
+        depth   pages before it in its sequence
+        returns the page to use in its place: itself, or the one found under this fingerprint already, which gains the
+                owner that `page` loses; the two have the same content
         """
         found = self._index.page_of(fingerprint)
         if found is None:
-            self._index.add(page, fingerprint, depth)
+            self._index.add(page, fingerprint, before, depth)
         elif found != page:
             if self._references[found] == 0:
                 self._unkeep(found)
@@ -158,12 +151,18 @@ class PagePool:
         owned = Counter(self._tenants[page] for page in range(self.page_count) if page not in set(self._free))
         assert owned == +self._owned, "a tenant's pages are miscounted"
 
-    def _keep(self, page: int, content: Content) -> int:
-        """Put a finished page without owners on its tenant's shelf; returns its class."""
+    def _put_down(self, page: int) -> None:
+        """Free a page without owners; keep it if it is finished."""
+        content, tenant = self._index.content_of(page), self._tenants[page]
+        if content is None:
+            self._owned[tenant] -= 1
+            self._free.append(page)
+            return
         grade = max(content.grade_floor, grade_of(content.depth, content.hits, self._costly_depth))
-        self._shelves.setdefault(self._tenants[page], Shelf()).put(page, grade)
+        if content.before is not None:
+            content.before.grade_floor = max(content.before.grade_floor, grade)
+        self._shelves.setdefault(tenant, Shelf()).put(page, grade)
         self._kept += 1
-        return grade
 
     def _unkeep(self, page: int) -> None:
         self._shelves[self._tenants[page]].remove(page)

@@ -13,6 +13,8 @@ class Content:
     fingerprint: bytes
     depth: int
     """Pages before it in its sequence."""
+    before: Content | None
+    """The page before it; None for the first, and where that one is not known."""
     hits: int = 0
     grade_floor: int = 0
     """Highest class of a page behind this one: what others need to be reached is worth as much as they are."""
@@ -45,10 +47,11 @@ class PrefixIndex:
             pages.append(page)
         return pages
 
-    def add(self, page: int, fingerprint: bytes, depth: int) -> None:
-        """Record a page under a fingerprint that is not here yet."""
+    def add(self, page: int, fingerprint: bytes, before: bytes | None, depth: int) -> None:
+        """Record a page under a fingerprint that is not here yet; `before` is the one of the page before it."""
+        previous = None if before is None else self._pages.get(before)
         self._pages[fingerprint] = page
-        self._contents[page] = Content(fingerprint, depth)
+        self._contents[page] = Content(fingerprint, depth, None if previous is None else self._contents[previous])
 
     def discard(self, page: int) -> None:
         """Forget what is in a page."""

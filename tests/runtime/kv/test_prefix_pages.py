@@ -22,7 +22,10 @@ def fingerprints(tokens: list[int], tenant: str = "a") -> list[bytes]:
 def compute(pool: PagePool, tokens: list[int], tenant: str = "a") -> tuple[int, ...]:
     """What a sequence does that finds nothing: hold pages and publish them."""
     names = fingerprints(tokens, tenant)
-    return tuple(pool.publish(page, names[i], i) for i, page in enumerate(pool.allocate(len(names), tenant)))
+    return tuple(
+        pool.publish(page, names[i], names[i - 1] if i else None, i)
+        for i, page in enumerate(pool.allocate(len(names), tenant))
+    )
 
 
 def test_a_finished_page_is_found_by_the_same_beginning_after_its_owner_left():
@@ -96,6 +99,18 @@ def test_the_end_of_a_sequence_goes_before_its_beginning():
     pool.allocate(1)
 
     assert pool.find(fingerprints(tokens)) == 3
+
+
+def test_pages_given_back_early_hold_up_the_costlier_ones_before_them():
+    pool = PagePool(5, costly_depth=1)
+    tokens = list(range(20))
+    pages = compute(pool, tokens)
+    pool.release(pages[3:])
+    pool.release(pages[:3])
+
+    pool.allocate(1)
+
+    assert pool.find(fingerprints(tokens)) == 4
 
 
 def test_a_page_that_was_found_again_outlives_newer_ones_that_were_not():
@@ -189,9 +204,9 @@ class Serving(RuleBasedStateMachine):
             return
         (page,) = self.pool.allocate(1, tenant)
         assert page not in {page for _, _, others, _ in self.running for page in others}, "a held page was given away"
-        name = fingerprints(stream, tenant)[done]
-        self.memory[page] = name
-        pages.append(self.pool.publish(page, name, done))
+        names = fingerprints(stream, tenant)
+        self.memory[page] = name = names[done]
+        pages.append(self.pool.publish(page, name, names[done - 1] if done else None, done))
         assert self.memory[pages[-1]] == name
         self.running[index] = tenant, stream, pages, done + 1
 
