@@ -79,6 +79,12 @@ def helm(tool: Run) -> Run:
     return partial(tool, "helm")
 
 
+@pytest.fixture(params=["helm", "helm-3"])
+def each_helm(tool: Run, request: pytest.FixtureRequest) -> Run:
+    """Helm 4, which applies on the server, and Helm 3, which patches what it finds."""
+    return partial(tool, request.param)
+
+
 @pytest.fixture
 def kubectl(tool: Run) -> Run:
     return partial(tool, "kubectl")
@@ -186,33 +192,33 @@ def test_both_charts_install_and_the_operator_is_taken_by_a_restricted_namespace
 
 
 @pytest.mark.usefixtures("empty")
-def test_installing_again_writes_nothing(admin: KubeClient, helm: Run) -> None:
-    install(helm)
+def test_installing_again_writes_nothing(admin: KubeClient, each_helm: Run) -> None:
+    install(each_helm)
     wait_settled(admin)
     wanted = [
         item
         for release in ("windlass", "windlass-crds")
-        for item in documents(helm("get", "manifest", release, "--namespace", SYSTEM))
+        for item in documents(each_helm("get", "manifest", release, "--namespace", SYSTEM))
     ]
     before = versions(admin, wanted)
 
-    install(helm)
-    install(helm)
+    install(each_helm)
+    install(each_helm)
 
     assert len(before) > 12
     assert versions(admin, wanted) == before
 
 
 @pytest.mark.usefixtures("empty")
-def test_an_upgrade_rolls_the_operator_and_a_rollback_returns_it(admin: KubeClient, helm: Run) -> None:
-    install(helm)
+def test_an_upgrade_rolls_the_operator_and_a_rollback_returns_it(admin: KubeClient, each_helm: Run) -> None:
+    install(each_helm)
     wait_settled(admin)
     first = operator_deployment(admin)
 
-    install(helm, "--set", "operator.workerCount=16")
+    install(each_helm, "--set", "operator.workerCount=16")
     wait_settled(admin)
     second = operator_deployment(admin)
-    helm("rollback", "windlass", "1", "--namespace", SYSTEM, "--wait", "--timeout", "90s")
+    each_helm("rollback", "windlass", "1", "--namespace", SYSTEM, "--wait", "--timeout", "90s")
     wait_settled(admin)
     third = operator_deployment(admin)
 
@@ -228,6 +234,19 @@ def worker_count(live: Manifest) -> str:
 
 
 @pytest.mark.usefixtures("empty")
+def test_releases_of_helm_3_are_carried_on_by_helm_4(admin: KubeClient, helm: Run, tool: Run) -> None:
+    install(partial(tool, "helm-3"))
+    wait_settled(admin)
+    before = operator_deployment(admin)
+
+    install(helm)
+    wait_settled(admin)
+
+    assert operator_deployment(admin)["spec"] == before["spec"]
+    assert operator_deployment(admin)["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+@pytest.mark.usefixtures("empty")
 def test_replicas_that_somebody_scaled_come_back_with_the_next_upgrade_only(admin: KubeClient, helm: Run) -> None:
     install(helm)
     wait_settled(admin)
@@ -239,8 +258,8 @@ def test_replicas_that_somebody_scaled_come_back_with_the_next_upgrade_only(admi
 
 
 @pytest.mark.usefixtures("empty")
-def test_crds_and_user_objects_outlive_both_charts(admin: KubeClient, helm: Run) -> None:
-    install(helm)
+def test_crds_and_user_objects_outlive_both_charts(admin: KubeClient, each_helm: Run) -> None:
+    install(each_helm)
     objects = [
         service("kept", "team-a"),
         tenant("kept", "team-a"),
@@ -252,15 +271,15 @@ def test_crds_and_user_objects_outlive_both_charts(admin: KubeClient, helm: Run)
         },
     ]
     created = {item["kind"]: admin.apply(item)["metadata"]["uid"] for item in objects}
-    chart = documents(helm("get", "manifest", "windlass", "--namespace", SYSTEM))
+    chart = documents(each_helm("get", "manifest", "windlass", "--namespace", SYSTEM))
 
-    helm("uninstall", "windlass", "--namespace", SYSTEM, "--wait")
-    helm("uninstall", "windlass-crds", "--namespace", SYSTEM, "--wait")
+    each_helm("uninstall", "windlass", "--namespace", SYSTEM, "--wait")
+    each_helm("uninstall", "windlass-crds", "--namespace", SYSTEM, "--wait")
 
     assert {item["kind"]: item["metadata"]["uid"] for item in stored(admin, objects)} == created
     left = [item for item in chart if exists(admin, item)]
     assert [item["metadata"]["name"] for item in left] == []
-    install(helm)
+    install(each_helm)
     assert {item["kind"]: item["metadata"]["uid"] for item in stored(admin, objects)} == created
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 TOOLS = Path(__file__).resolve().parents[1] / "e2e" / "tools"
 KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 """Binaries that must be of the minor asked for."""
-OTHERS = ("etcd", "kwok", "helm")
+OTHERS = ("etcd", "kwok", "helm", "helm-3")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ MODULES = {
     "Kubernetes 1.34": ("kubernetes-1.34", "k8s.io/kubernetes"),
     "etcd": ("etcd", "go.etcd.io/etcd/server/v3"),
     "Helm": ("helm", "helm.sh/helm/v4"),
+    "Helm 3": ("helm-3", "helm.sh/helm/v3"),
     "kwok": ("kwok", "sigs.k8s.io/kwok"),
     "Kueue": ("kueue", "sigs.k8s.io/kueue"),
     "Argo CD": ("argocd", "github.com/argoproj/argo-cd/v3"),

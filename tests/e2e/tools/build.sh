@@ -36,6 +36,7 @@ cache() { echo "$ROOT/$1-$(pinned "$1")-$(sha256sum "$1/go.mod" | cut -c1-8)"; }
 build etcd etcd .
 build kwok kwok sigs.k8s.io/kwok/cmd/kwok
 build helm helm helm.sh/helm/v4/cmd/helm
+build helm-3 helm-3 helm.sh/helm/v3/cmd/helm
 for minor in "${MINORS[@]}"; do
     folder="kubernetes-$minor"
     version=$(pinned "$folder")
@@ -44,5 +45,5 @@ for minor in "${MINORS[@]}"; do
         build "$folder" "$name" "k8s.io/kubernetes/cmd/$name" "v$minor." "$stamp"
     done
     build "$folder" kubectl k8s.io/kubernetes/cmd/kubectl "v$minor." "$stamp"
-    echo "$minor $(cache "$folder"):$(cache etcd):$(cache kwok):$(cache helm)"
+    echo "$minor $(cache "$folder"):$(cache etcd):$(cache kwok):$(cache helm):$(cache helm-3)"
 done

@@ -11,6 +11,7 @@ bin="${WINDLASS_E2E_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/windlass/e2e}/argocd-
 if [ ! -x "$bin/argocd" ]; then
     echo "building argocd of $(basename "$bin"), once; minutes on a cold cache" >&2
     mkdir -p "$bin/crds"
+    go mod download "$MODULE"  # a module that was never downloaded has no folder to copy from
     cp "$(go list -mod=readonly -m -f '{{.Dir}}' "$MODULE")"/manifests/crds/app*-crd.yaml "$bin/crds/"
     chmod -R u+w "$bin/crds"
     CGO_ENABLED=0 GOFLAGS=-mod=readonly go build -trimpath -ldflags "-s -w" -o "$bin/.argocd.$$" .
