@@ -20,6 +20,7 @@ from support.control_plane import ControlPlane, ForeignCluster, foreign_cluster,
 from support.fake_fleet import create_fleet, remove_fleet
 from support.kube_client import KubeClient, eventually
 from support.operator_process import OperatorProcess
+from support.patience import stretched
 from support.services import remove_services, tenant
 from support.tokens import request_token
 from support.tools import Toolset, go_is_present, known_minors, toolset
@@ -213,7 +214,7 @@ def run_tool(
         capture_output=True,
         env={"PATH": os.environ["PATH"], **environment},
         cwd=ROOT,
-        timeout=timeout_s,
+        timeout=stretched(timeout_s),
         check=False,
     )
     assert done.returncode == 0, f"{binary.name} {' '.join(arguments)}\n{done.stdout}{done.stderr}"

@@ -18,6 +18,7 @@ from lupa import lua51
 
 from support.control_plane import free_ports
 from support.kube_client import KubeClient, eventually
+from support.patience import stretched
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tests" / "e2e" / "tools" / "argocd"
@@ -227,7 +228,7 @@ def _is_established(kube: KubeClient, name: str) -> bool:
 
 
 def _wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline = time.monotonic() + stretched(START_TIMEOUT_S)
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return

@@ -22,6 +22,7 @@ from pathlib import Path
 import yaml
 
 from support.certificates import Authority, write_signing_key
+from support.patience import stretched
 from support.tools import Toolset, toolset
 
 KWOK_STAGES = Path(__file__).resolve().parents[1] / "e2e" / "kwok-stages.yaml"
@@ -221,7 +222,7 @@ class ControlPlane:
         return kwok_flags(self.kubeconfig)
 
     def _wait_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + stretched(START_TIMEOUT_S)
         while time.monotonic() < deadline and self.processes["kube-apiserver"].poll() is None:
             if _is_ready(self.admin):
                 return

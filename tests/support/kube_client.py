@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from support.control_plane import Access
+from support.patience import stretched
 
 Manifest = dict[str, Any]
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class KubeClient:
         self, method: str, path: str, body: Manifest | None = None, content_type: str = "application/json"
     ) -> Any:
         """One call, repeated while the server answers 429. Raises RefusedError."""
-        deadline = time.monotonic() + BUSY_TIMEOUT_S
+        deadline = time.monotonic() + stretched(BUSY_TIMEOUT_S)
         while True:
             try:
                 return self._send(method, path, body, content_type)
@@ -145,7 +146,7 @@ class KubeClient:
         return f"{self.collection_of(api_version, kind, namespace)}/{name}"
 
     def _resource(self, api_version: str, kind: str) -> Resource:
-        deadline = time.monotonic() + DISCOVERY_TIMEOUT_S
+        deadline = time.monotonic() + stretched(DISCOVERY_TIMEOUT_S)
         while (api_version, kind) not in self._resources:
             self._discover(api_version)
             if time.monotonic() > deadline:
@@ -170,12 +171,13 @@ def _root(api_version: str) -> str:
 
 
 def eventually(read: Callable[[], T], accept: Callable[[T], bool], *, timeout_s: float = 20.0) -> T:
-    """Read until accepted. Raises AssertionError with the last value seen."""
+    """Read until accepted. Raises AssertionError with the last value seen. A busy machine gets more time."""
+    timeout_s = stretched(timeout_s)
     deadline = time.monotonic() + timeout_s
     while True:
         value = read()
         if accept(value):
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s} s; last seen: {json.dumps(value, default=str)[:4000]}")
+            raise AssertionError(f"not within {timeout_s:.0f} s; last seen: {json.dumps(value, default=str)[:4000]}")
         time.sleep(0.05)

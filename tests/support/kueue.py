@@ -1,15 +1,13 @@
 """Kueue for tests: its own chart's objects and its controller, against a control plane on loopback.
 
 The controller runs as a process; its webhooks are reached through a Service that is a name for loopback. No kubelet
-mounts the Secret with its certificate here, so a thread copies it to where the controller looks.
+mounts the Secret with its certificate here, so it is copied to where the controller looks.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import subprocess
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ import yaml
 
 from support.control_plane import free_ports
 from support.kube_client import KubeClient, Manifest, eventually
+from support.secret_mount import mounted_secret
 from support.tools import build_module
 
 API: Final = "kueue.x-k8s.io/v1beta2"
@@ -46,8 +45,6 @@ class Kueue:
     ports: tuple[int, ...] = field(default_factory=lambda: free_ports(2))
     installed: list[Manifest] = field(default_factory=list)
     _process: subprocess.Popen[bytes] | None = None
-    _leaves: threading.Event = field(default_factory=threading.Event)
-    _mounter: threading.Thread | None = None
 
     def install(self) -> None:
         """Apply what the chart renders, with its webhooks on this machine. Its own roles are not needed: it runs as
@@ -64,7 +61,6 @@ class Kueue:
 
     def start(self) -> None:
         """Start the controller; returns when it is ready and its webhooks answer."""
-        (self.folder / "certificates").mkdir()
         config = {
             "apiVersion": "config.kueue.x-k8s.io/v1beta2",
             "kind": "Configuration",
@@ -79,8 +75,6 @@ class Kueue:
         }
         file = self.folder / "kueue.yaml"
         file.write_text(yaml.safe_dump(config))
-        self._mounter = threading.Thread(target=self._mount, daemon=True)
-        self._mounter.start()
         with (self.folder / "kueue.log").open("ab") as log:
             command = [self.program, f"--config={file}", f"--kubeconfig={self.kubeconfig}"]
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
@@ -94,9 +88,6 @@ class Kueue:
         if self._process is not None:
             self._process.terminate()
             self._process.wait(30)
-        self._leaves.set()
-        if self._mounter is not None:
-            self._mounter.join(10)
         self._remove("CustomResourceDefinition", "Service", "Secret")
 
     def _adapt(self, manifest: Manifest) -> Manifest | None:
@@ -117,16 +108,6 @@ class Kueue:
             spec = {"type": "ExternalName", "externalName": "localhost", "ports": [{"port": self.ports[0]}]}
             return {**manifest, "spec": spec}
         return manifest if (manifest["kind"], name) == ("Secret", SECRET) else None
-
-    def _mount(self) -> None:
-        while not self._leaves.wait(0.2):
-            with contextlib.suppress(OSError, urllib.error.URLError):
-                secret = self.kube.get("v1", "Secret", SECRET, NAMESPACE) or {}
-                for name, data in (secret.get("data") or {}).items():
-                    file = self.folder / "certificates" / name
-                    content = base64.b64decode(data)
-                    if not file.exists() or file.read_bytes() != content:
-                        file.write_bytes(content)
 
     def _is_ready(self) -> bool:
         assert self._process is not None
@@ -155,9 +136,10 @@ def running_kueue(folder: Path, helm: Path, kubeconfig: Path, kube: KubeClient) 
     """A started Kueue whose objects and process are gone when the block ends."""
     programs, source = build_module("kueue", MODULE, kueue=f"{MODULE}/cmd/kueue")
     kueue = Kueue(folder, programs / "kueue", source / "charts" / "kueue", helm, kubeconfig, kube)
-    try:
-        kueue.install()
-        kueue.start()
-        yield kueue
-    finally:
-        kueue.stop()
+    with mounted_secret(kube, NAMESPACE, SECRET, folder / "certificates"):
+        try:
+            kueue.install()
+            kueue.start()
+            yield kueue
+        finally:
+            kueue.stop()

@@ -23,6 +23,7 @@ from typing import Any
 
 from support.control_plane import free_ports
 from support.kube_client import KubeClient, Manifest, eventually
+from support.patience import stretched
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -126,7 +127,7 @@ class AdapterProcess:
 
     def wait_ready(self) -> None:
         """Wait until it serves. Raises AssertionError with the log."""
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + stretched(START_TIMEOUT_S)
         while not self._is_ready():
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise AssertionError(f"the adapter is not ready; its log:\n{self.log.read_text()[-4000:]}")

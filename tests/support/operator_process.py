@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from support.control_plane import free_ports
+from support.patience import stretched
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
@@ -65,7 +66,7 @@ class OperatorProcess:
     def wait_ready(self) -> None:
         """Wait until the readiness probe answers. Raises AssertionError with the log."""
         assert self._process is not None
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + stretched(START_TIMEOUT_S)
         while not self.probe("readyz"):
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise AssertionError(f"the operator is not ready; its log:\n{self.log.read_text()[-4000:]}")

@@ -74,6 +74,15 @@ def build_module(folder: str, module: str, **programs: str) -> tuple[Path, Path]
     return Path(built[0]), Path(built[1])
 
 
+@cache
+def module_source(folder: str, module: str) -> Path:
+    """The source of the module that tools/FOLDER pins. Raises CalledProcessError when it cannot be had."""
+    command = ["go", "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", module]
+    subprocess.run(["go", "mod", "download", module], cwd=TOOLS / folder, check=True, capture_output=True)
+    found = subprocess.run(command, cwd=TOOLS / folder, stdout=subprocess.PIPE, text=True, check=True)
+    return Path(found.stdout.strip())
+
+
 def go_is_present() -> bool:
     """Whether missing binaries could have been built: then nothing may be skipped."""
     return shutil.which("go") is not None
