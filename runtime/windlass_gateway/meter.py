@@ -12,6 +12,8 @@ _KEPT_BYTES: Final = 4096
 """Of each kept piece. Replies and streams alike end with their usage."""
 _USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 """Never matches inside generated text: there every quote follows a backslash."""
+_FRAME: Final = re.compile(rb"\r\n[0-9A-Fa-f]{1,5}\r\n")
+"""What stands between two chunks that were passed on as they came. JSON has no line ends within."""
 _PROMPT: Final = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})\b')
 _COMPLETION: Final = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})\b')
 
@@ -45,7 +47,7 @@ class TokenMeter:
 
     def reported(self) -> Usage | None:
         """What the replica says the answer cost; None until it has."""
-        return parse_usage(b"".join(self._pieces))
+        return parse_usage(_FRAME.sub(b"", b"".join(self._pieces)))
 
 
 def parse_usage(text: bytes) -> Usage | None:

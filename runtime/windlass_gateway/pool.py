@@ -6,12 +6,15 @@ as many idle connections behind, and the next wave to another replica would find
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, cast
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
+
+from windlass_gateway.piping import ReplicaConnection
 
 if TYPE_CHECKING:
-    from aiohttp.client_proto import ResponseHandler
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
@@ -23,6 +26,7 @@ class BoundedPool(aiohttp.TCPConnector):
 
     def __init__(self, max_kept: int) -> None:
         super().__init__(limit=0, keepalive_timeout=_KEEPALIVE_S)
+        self._factory = functools.partial(cast("type[ResponseHandler]", ReplicaConnection), loop=self._loop)
         self._max_kept = max_kept
         self._kept: set[ResponseHandler] = set()
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from windlass_gateway import answers
 from windlass_gateway.header_rules import REQUEST_ID, headers_to_client
 from windlass_gateway.meter import TokenMeter
+from windlass_gateway.piping import Pipe, ReplicaConnection
 from windlass_gateway.upstream import BusyAnswer, Reply
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,28 @@ async def relay(
     response.headers.extend(headers_to_client(upstream.headers.items(), own_headers))
     response.content_length = upstream.content_length
     await response.prepare(request)
-    tail = b"\n\n"
+    if not isinstance(request.transport, asyncio.Transport):
+        raise ConnectionResetError("the client left before its answer began")
+    pipe = Pipe(request.transport, meter)
+    connection = _connection_to_pipe(upstream, response)
+    try:
+        return await _stream(request, response, reply, own_headers, pipe, connection, stall_s)
+    finally:
+        if connection is not None:
+            connection.close_pipe(pipe)
+
+
+async def _stream(
+    request: web.BaseRequest,
+    response: web.StreamResponse,
+    reply: Reply,
+    own_headers: Mapping[str, str],
+    pipe: Pipe,
+    connection: ReplicaConnection | None,
+    stall_s: float,
+) -> Delivery:
+    """Pass on what comes; between two pieces that this loop sees, chunks may have gone through the pipe."""
+    upstream, taken = reply.response, 0
     while True:
         # Only the read is guarded: a failed write is the client's doing and must not be reported as the replica's.
         try:
@@ -52,15 +74,30 @@ async def relay(
                 own_headers.get(REQUEST_ID, ""),
                 type(exc).__name__,
             )
-            await _show_break(request, response, at_event_boundary=_is_event_stream(upstream) and ends_event(tail))
+            if connection is not None:
+                connection.close_pipe(pipe)
+            clean = pipe.whole and _is_event_stream(upstream) and ends_event(pipe.tail)
+            await _show_break(request, response, at_event_boundary=clean)
             return Delivery(response, answers.STREAM_BROKEN.status)
         if not piece:
             break
-        meter.note(piece)
+        pipe.note(piece)
         await _write(request, response, piece, stall_s)
-        tail = (tail + piece[-4:])[-4:]
+        taken += len(piece)
+        # An answer that is over has given its connection back, perhaps to somebody else.
+        if connection is not None and taken == upstream.content.total_bytes and not upstream.content.is_eof():
+            connection.open_pipe(pipe)
     await response.write_eof()
     return Delivery(response, response.status)
+
+
+def _connection_to_pipe(upstream: aiohttp.ClientResponse, response: web.StreamResponse) -> ReplicaConnection | None:
+    """The replica's connection, where both sides are chunked alike and bytes can go from one to the other."""
+    both = (upstream.headers, response.headers)
+    if any(headers.get("Transfer-Encoding", "").lower() != "chunked" for headers in both):
+        return None
+    protocol = upstream.connection.protocol if upstream.connection is not None else None
+    return protocol if isinstance(protocol, ReplicaConnection) else None
 
 
 def _pass_on_whole(reply: Reply, own_headers: Mapping[str, str], meter: TokenMeter) -> Delivery:
