@@ -142,6 +142,25 @@ def test_a_queue_that_does_not_exist_is_named(kube: KubeClient, operator: Operat
     assert "LocalQueue missing" in found["message"]
 
 
+def test_a_rollout_in_a_full_queue_finishes_one_out_one_in(
+    kube: KubeClient, operator: OperatorProcess, queue: str
+) -> None:
+    """Nodes have free devices, so the successor would start first; Kueue holds it, and the old pod has to make way."""
+    name_queue(kube, queue)
+    kube.apply(gpu_service(rollout={"minAvailable": 0}))
+    wait_ready(kube, timeout_s=SLOW_S)
+
+    kube.apply(gpu_service(rollout={"minAvailable": 0}, drain={"timeoutSeconds": 30}))
+
+    eventually(
+        lambda: deployment(kube)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"],
+        lambda seconds: seconds == 45,
+        timeout_s=SLOW_S,
+    )
+    wait_ready(kube, timeout_s=3 * SLOW_S)
+    assert ready_pods(kube) == 1
+
+
 def test_a_running_service_joins_a_queue_once_it_is_suspended(
     kube: KubeClient, operator: OperatorProcess, queue: str
 ) -> None:
