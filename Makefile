@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.windlass-installed
 PYTEST ?= $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test control-plane e2e conformance verify lock lint format types layers generate manifests images model recipes bench bench-quantized bench-autoscaling bench-control-plane bench-gateway gpu-check clean
+.PHONY: help setup demo test control-plane e2e conformance verify lock lint format types layers generate manifests images model recipes cuda bench bench-quantized bench-autoscaling bench-control-plane bench-gateway gpu-check clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 16
@@ -90,6 +90,15 @@ bench-autoscaling: $(STAMP)  ## compare our scaling with CPU scaling on one trac
 
 bench-control-plane: $(STAMP)  ## compare the operator with KubeRay and with none on a real control plane; needs Go and a quiet machine
 	PYTHONPATH=tests $(BIN)/python benchmarks/control_plane.py --repeats 3 --idle 5000 --output build/control_plane.json
+
+# The compiler has an environment of its own: its five parts must agree, and not with the CUDA libraries of torch.
+NVCC := build/nvcc
+$(NVCC)/.installed: requirements-nvcc.txt $(STAMP)
+	test -x $(NVCC)/bin/python || $(PYTHON) -m venv --without-pip $(NVCC)
+	$(BIN)/uv pip sync --quiet --python $(NVCC)/bin/python requirements-nvcc.txt
+	@touch $@
+cuda: $(NVCC)/.installed ## compile the device kernels for every architecture; writes docs/benchmarks/kernel-resources.md, CHECK=--check compares
+	WINDLASS_NVCC=$$(echo $(NVCC)/lib/python*/site-packages/nvidia/cu13/bin/nvcc) $(BIN)/python benchmarks/kernel_resources.py $(CHECK)
 
 gpu-check:       ## everything that needs a GPU, with the machine's own python3 and torch; writes docs/benchmarks/gpu.md
 	PYTHONPATH=operator:runtime:kernels:tests python3 benchmarks/gpu_check.py --report docs/benchmarks/gpu.md

@@ -17,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import cpu_decode
+import gpu_kernels
 import torch
 
 from windlass_contract.launch_spec import Device, Precision
@@ -30,7 +32,7 @@ from windlass_runtime.backends.load import load_backend
 from windlass_runtime.backends.torch_backend import TorchBackend
 
 ROOT = Path(__file__).resolve().parents[1]
-PART_TIMEOUT_S = 200
+PART_TIMEOUT_S = 120
 STEPS, WARM_UP_STEPS, CONTEXT = 64, 8, 512
 SHAPE_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8}
 
@@ -55,18 +57,30 @@ def run_tests(title: str, prefix: list[str], arguments: list[str]) -> Part:
 
 
 def check_numerics() -> Part:
-    """Logits and greedy tokens against transformers on the GPU."""
-    return run_tests("Numerics against transformers", [], ["-m", "gpu", "tests/runtime", "tests/kernels"])
+    """Logits and greedy tokens against transformers, device kernels against their references."""
+    return run_tests("Numerics", [], ["-m", "gpu", "tests/runtime", "tests/kernels"])
 
 
-def check_memory() -> Part:
-    """One parity test under compute-sanitizer's memcheck."""
-    title = "compute-sanitizer memcheck"
+def check_memory(title: str, tool: str, arguments: list[str]) -> Part:
+    """Tests under one of compute-sanitizer's tools."""
+    title = f"compute-sanitizer {tool}: {title}"
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         return Part(title, True, "not run: compute-sanitizer is not on PATH")
-    prefix = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", "--target-processes", "all"]
-    return run_tests(title, prefix, ["-m", "gpu", "tests/runtime/backends", "-k", "llama and bf16", "-x"])
+    prefix = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
+    return run_tests(title, prefix, ["-m", "gpu", "-x", *arguments])
+
+
+def measure_kernels(device: torch.device) -> Part:
+    """The device kernels beside torch's own ops; emulated on a CPU, where figures mean nothing."""
+    title = "Device kernels"
+    if device.type == "cpu":
+        return Part(f"{title}, emulated", True, gpu_kernels.report_emulated())
+    try:
+        return Part(title, True, gpu_kernels.report_on_gpu())
+    # One part must not take the others' results with it.
+    except Exception:
+        return Part(title, False, f"```\n{traceback.format_exc()[-4000:]}\n```")
 
 
 def measure_read_bandwidth(device: torch.device) -> float:
@@ -159,9 +173,11 @@ def main() -> int:
         print("gpu-check: expected a CUDA device, found none", file=sys.stderr)
         return 1
     device = torch.device(options.device)
-    parts = [measure_decode(device, options.layers)]
+    parts = [measure_decode(device, options.layers), measure_kernels(device)]
     if device.type == "cuda":
-        parts += [check_numerics(), check_memory()]
+        parts.append(check_numerics())
+        parts.append(check_memory("a decoder", "memcheck", ["tests/runtime/backends", "-k", "llama and bf16"]))
+        parts += [check_memory("device kernels", tool, ["tests/kernels/cuda"]) for tool in ("memcheck", "racecheck")]
     parts.append(Part("TensorRT-RTX plans", True, "not run: this version builds no plans"))
     body = "\n\n".join(f"## {part.title}: {'ok' if part.passed else 'FAILED'}\n\n{part.text}" for part in parts)
     options.report.parent.mkdir(parents=True, exist_ok=True)
