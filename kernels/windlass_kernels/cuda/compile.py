@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,28 +67,53 @@ def find_nvcc(environment: Mapping[str, str] = os.environ) -> Nvcc:
 
 
 def run_nvcc(nvcc: Nvcc, source: Path, target: str, output: Path, *extra: str) -> str:
-    """Compile one unit to a cubin for a target as `sm_90`; returns what the compiler said. Raises CompileError."""
-    command = [str(nvcc.path), *OPTIONS, f"-arch={target}", "-cubin", *extra, "-o", str(output), str(source)]
+    """Compile one unit, a target as for `compile_unit`; returns what the compiler said. Raises CompileError."""
+    kind = "-cubin" if target.startswith("sm_") else "-ptx"
+    command = [str(nvcc.path), *OPTIONS, f"-arch={target}", kind, *extra, "-o", str(output), str(source)]
     return _run(command)
 
 
 def compile_unit(source: str, target: str) -> bytes:
-    """Machine code for `sm_NN`, or PTX for `compute_NN`, of a unit named as in the registry. Raises CompileError."""
+    """Machine code for `sm_NN`, or PTX for `compute_NN`, of a unit named as in the registry.
+
+    NVRTC does it, or nvcc where there is no NVRTC. Raises CompileError.
+    """
     return _compile_unit(source, target, source_digest())
 
 
 @functools.cache
 def _compile_unit(source: str, target: str, digest: str) -> bytes:
-    version = ".".join(map(str, _nvrtc_version()))
-    kept = build.cache_folder() / f"windlass_{Path(source).stem}-{target}-nvrtc{version}-{digest}"
+    version, compile_with = _choose_compiler()
+    compiler = hashlib.sha256(version.encode()).hexdigest()[:8]
+    kept = build.cache_folder() / f"windlass_{Path(source).stem}-{target}-{compiler}-{digest}"
     if kept.exists():
         return kept.read_bytes()
-    code = _run_nvrtc(FOLDER / source, target)
+    code = compile_with(FOLDER / source, target)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
         file.write(code)
     os.replace(file.name, kept)
     return code
+
+
+def _choose_compiler() -> tuple[str, Callable[[Path, str], bytes]]:
+    """Its version and how to call it."""
+    try:
+        major, minor = _nvrtc_version()
+    except CompileError as without_nvrtc:
+        try:
+            nvcc = find_nvcc()
+        except CompileError as exc:
+            raise CompileError(f"{without_nvrtc}; {exc}") from exc
+        return nvcc.version, functools.partial(_run_nvcc_for_code, nvcc)
+    return f"nvrtc {major}.{minor}", _run_nvrtc
+
+
+def _run_nvcc_for_code(nvcc: Nvcc, source: Path, target: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "code"
+        run_nvcc(nvcc, source, target, output)
+        return output.read_bytes()
 
 
 def _nvrtc() -> Any:

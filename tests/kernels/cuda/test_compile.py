@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,44 @@ def test_a_source_that_does_not_compile_is_refused_in_the_compilers_words(
 
     with pytest.raises(cuda_compile.CompileError, match=r'bad\.cu for sm_90: .*identifier "y" is undefined'):
         cuda_compile.compile_unit("bad.cu", "sm_90")
+
+
+@pytest.fixture
+def no_nvrtc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A machine whose Python has no NVRTC."""
+
+    def refuse() -> tuple[int, int]:
+        raise cuda_compile.CompileError("NVRTC cannot be loaded")
+
+    monkeypatch.setattr(cuda_compile, "_nvrtc_version", refuse)
+    monkeypatch.setenv("WINDLASS_KERNEL_CACHE", str(tmp_path))
+    cuda_compile._compile_unit.cache_clear()
+    yield
+    cuda_compile._compile_unit.cache_clear()
+
+
+@pytest.mark.usefixtures("no_nvrtc")
+def test_nvcc_compiles_where_there_is_no_nvrtc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo "release 13.0" && exit\n'
+        'while [ "$1" != -o ]; do printf "%s " "$1" >> "$0.log"; shift; done\necho code > "$2"\n'
+    )
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("WINDLASS_NVCC", str(nvcc))
+
+    assert cuda_compile.compile_unit("gemv.cu", "sm_90") == b"code\n"
+    assert cuda_compile.compile_unit("gemv.cu", "compute_80") == b"code\n"
+    assert (tmp_path / "nvcc.log").read_text() == "-std=c++17 -arch=sm_90 -cubin -std=c++17 -arch=compute_80 -ptx "
+
+
+@pytest.mark.usefixtures("no_nvrtc")
+def test_a_machine_with_neither_compiler_is_told_about_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("WINDLASS_NVCC", raising=False)
+
+    with pytest.raises(cuda_compile.CompileError, match="NVRTC cannot be loaded; nvcc not found"):
+        cuda_compile.compile_unit("gemv.cu", "sm_90")
 
 
 def test_a_missing_nvcc_is_named_with_the_way_to_get_it() -> None:
