@@ -72,7 +72,7 @@ def trt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         library = folder / f"lib{name}.so.11"
         command = [*build.find_compiler(), "-x", "c", "-shared", "-fPIC", f"-Wl,-soname,{library.name}"]
         subprocess.run([*command, "-o", str(library), str(folder / "stub.c")], check=True, timeout=60)
-        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(library))  # its symbols stay its own: TensorRT-RTX has others of these names
     before = sys.modules.get("tensorrt")
     sys.modules["tensorrt"] = module = importlib.import_module("tensorrt_bindings")
     yield module
