@@ -104,8 +104,8 @@ def gate_predictor(make: Maker, tokens: int, hidden: int, features: int, blocks:
     wide = make.halves(blocks, features, scale=features**-0.5)
     scores = np.sort(products.predict_scores(x, narrow, scales, wide), axis=0)
     edges = np.concatenate([scores[:1] - 1, scores, scores[-1:] + 1])
-    # Seldom the lowest gap: most blocks should be wanted by some tokens and not by others.
-    widest = np.argmax(np.diff(edges, axis=0) * make.uniform(tokens + 1, 1), axis=0)
+    # A gap at random, for each block its own: some blocks are wanted by no token, some by all.
+    widest = np.argmax(np.diff(edges, axis=0) * make.uniform(tokens + 1, blocks), axis=0)
     columns = np.arange(blocks)
     cuts = ((edges[widest, columns] + edges[widest + 1, columns]) / 2).astype(np.float32)
     inputs = {"x": x, "narrow": narrow, "narrow_scales": scales, "wide": wide, "cuts": cuts}
@@ -207,7 +207,7 @@ def build_small(seed: int) -> list[Sample]:
         *(sparse_gate_up(make, 1, 192, 192, chosen, group) for chosen, group in ((2, 32), (3, 64), (0, 64))),
         sparse_down(make, 2, 40, 256, 3),
         *(sparse_down(make, 3, 24, 192, chosen, group) for chosen, group in ((2, 32), (3, 64), (0, 32))),
-        gate_predictor(make, 1, 128, 16, 70, dense_above=70),
+        gate_predictor(make, 1, 128, 16, 200, dense_above=200),
         gate_predictor(make, 4, 256, 48, 33, dense_above=33),
         gate_predictor(make, 8, 64, 64, 20, dense_above=5),
         rms_norm_quantize(make, 3, 2056),
