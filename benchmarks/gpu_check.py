@@ -32,7 +32,8 @@ from windlass_runtime.backends.load import load_backend
 from windlass_runtime.backends.torch_backend import TorchBackend
 
 ROOT = Path(__file__).resolve().parents[1]
-PART_TIMEOUT_S = 120
+BUDGET_S, PART_TIMEOUT_S, LEAST_PART_S = 450.0, 120.0, 15.0
+"""Of the whole check, of a part, and what a part must have left to be worth starting."""
 STEPS, WARM_UP_STEPS, CONTEXT = 64, 8, 512
 SHAPE_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8}
 
@@ -46,29 +47,35 @@ class Part:
     text: str
 
 
-def run_tests(title: str, prefix: list[str], arguments: list[str]) -> Part:
-    """Run pytest, perhaps under another program, and keep the end of what it printed."""
+def run_tests(title: str, prefix: list[str], arguments: list[str], deadline_s: float) -> Part:
+    """Run pytest, perhaps under another program, and keep the end of what it printed.
+
+    deadline_s  of the whole check, by the monotonic clock
+    """
+    timeout_s = min(PART_TIMEOUT_S, deadline_s - time.monotonic())
+    if timeout_s < LEAST_PART_S:
+        return Part(title, False, f"not run: the {BUDGET_S:.0f} s of the check are spent")
     command = [*prefix, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PART_TIMEOUT_S, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
-        return Part(title, False, f"not finished after {PART_TIMEOUT_S} s")
+        return Part(title, False, f"not finished after {timeout_s:.0f} s")
     return Part(title, done.returncode == 0, f"```\n{(done.stdout + done.stderr)[-6000:]}\n```")
 
 
-def check_numerics() -> Part:
+def check_numerics(deadline_s: float) -> Part:
     """Logits and greedy tokens against transformers, device kernels against their references."""
-    return run_tests("Numerics", [], ["-m", "gpu", "tests/runtime", "tests/kernels"])
+    return run_tests("Numerics", [], ["-m", "gpu", "tests/runtime", "tests/kernels"], deadline_s)
 
 
-def check_memory(title: str, tool: str, arguments: list[str]) -> Part:
+def check_memory(title: str, tool: str, arguments: list[str], deadline_s: float) -> Part:
     """Tests under one of compute-sanitizer's tools."""
     title = f"compute-sanitizer {tool}: {title}"
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         return Part(title, True, "not run: compute-sanitizer is not on PATH")
     prefix = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
-    return run_tests(title, prefix, ["-m", "gpu", "-x", *arguments])
+    return run_tests(title, prefix, ["-m", "gpu", "-x", *arguments], deadline_s)
 
 
 def measure_kernels(device: torch.device) -> Part:
@@ -173,11 +180,14 @@ def main() -> int:
         print("gpu-check: expected a CUDA device, found none", file=sys.stderr)
         return 1
     device = torch.device(options.device)
+    deadline_s = time.monotonic() + BUDGET_S
     parts = [measure_decode(device, options.layers), measure_kernels(device)]
     if device.type == "cuda":
-        parts.append(check_numerics())
-        parts.append(check_memory("a decoder", "memcheck", ["tests/runtime/backends", "-k", "llama and bf16"]))
-        parts += [check_memory("device kernels", tool, ["tests/kernels/cuda"]) for tool in ("memcheck", "racecheck")]
+        decoder, kernels = ["tests/runtime/backends", "-k", "llama and bf16"], ["tests/kernels/cuda"]
+        parts.append(check_numerics(deadline_s))
+        parts.append(check_memory("a decoder", "memcheck", decoder, deadline_s))
+        tools = ("memcheck", "racecheck")
+        parts += [check_memory("device kernels", tool, kernels, deadline_s) for tool in tools]
     parts.append(Part("TensorRT-RTX plans", True, "not run: this version builds no plans"))
     body = "\n\n".join(f"## {part.title}: {'ok' if part.passed else 'FAILED'}\n\n{part.text}" for part in parts)
     options.report.parent.mkdir(parents=True, exist_ok=True)

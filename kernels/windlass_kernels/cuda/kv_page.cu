@@ -128,7 +128,6 @@ WINDLASS_DEVICE void quantize_values(const half_bits* tail, int width, unsigned 
         }
         reinterpret_cast<unsigned*>(codes)[i] = word;
     }
-    sync_block();
 }
 
 WINDLASS_KERNEL(kQuantizeThreads, 2)

@@ -18,9 +18,9 @@ SOURCES = [source.name for source in cuda_compile.sources()]
 
 
 @pytest.mark.parametrize("source", [name for name in SOURCES if name != "paged_attention.cu"])
-def test_a_unit_compiles_to_machine_code_of_the_oldest_and_the_newest_target(source: str) -> None:
-    for target in (cuda_compile.TARGETS[0], cuda_compile.TARGETS[-1]):
-        assert cuda_compile.compile_unit(source, target).startswith(b"\x7fELF")
+def test_a_unit_compiles_to_machine_code(source: str) -> None:
+    """For one target, and without the unit that takes longest: `make cuda` compiles all for all."""
+    assert cuda_compile.compile_unit(source, "sm_90").startswith(b"\x7fELF")
 
 
 @pytest.mark.parametrize("source", SOURCES)
