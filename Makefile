@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.windlass-installed
 PYTEST ?= $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test control-plane e2e conformance verify lock lint format types layers generate manifests images model recipes cuda bench bench-quantized bench-autoscaling bench-control-plane bench-gateway gpu-check clean
+.PHONY: help setup demo test control-plane e2e conformance verify lock lint format types layers generate manifests images model recipes cuda bench bench-quantized bench-autoscaling bench-control-plane bench-gateway engine-check gpu-check clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 16
@@ -99,6 +99,10 @@ $(NVCC)/.installed: requirements-nvcc.txt $(STAMP)
 	@touch $@
 cuda: $(NVCC)/.installed ## compile the device kernels for every architecture; writes docs/benchmarks/kernel-resources.md, CHECK=--check compares
 	WINDLASS_NVCC=$$(echo $(NVCC)/lib/python*/site-packages/nvidia/cu13/bin/nvcc) $(BIN)/python benchmarks/kernel_resources.py $(CHECK)
+
+engine-check: $(STAMP) ## build the shipped model's TensorRT plan with its INT8 recipe, without a GPU; prints manifest, size and time
+	$(BIN)/windlass-runtime build-engine $(TINY) --backend tensorrt-rtx --target sm_80 --target sm_89 --target sm_120 --store build/engines --rebuild
+	$(BIN)/windlass-runtime engine verify --store build/engines
 
 gpu-check:       ## everything that needs a GPU, with the machine's own python3 and torch; writes docs/benchmarks/gpu.md
 	PYTHONPATH=operator:runtime:kernels:tests python3 benchmarks/gpu_check.py --report docs/benchmarks/gpu.md

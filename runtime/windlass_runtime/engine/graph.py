@@ -287,8 +287,7 @@ class Recorder:
         return self._add(name, Constant(source), (), dtype, shape)
 
     def cast(self, name: str, value: Value, dtype: DType) -> Value:
-        """The value itself where it has the format already."""
-        return value if value.dtype is dtype else self._add(name, Cast(), (value,), dtype, value.shape)
+        return self._add(name, Cast(), (value,), dtype, value.shape)
 
     def quantize(self, name: str, value: Value, scale: Value) -> Value:
         assert scale.shape == (), f"{name}: {scale}"

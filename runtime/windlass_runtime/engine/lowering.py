@@ -98,9 +98,7 @@ class Lowering:
             case g.Shuffle(before, reshape, after):
                 return self._add_shuffle(inputs[0], before, reshape, after)
             case g.Rotate(interleaved):
-                layer = net.add_rotary_embedding(*inputs[:3], interleaved, 0)
-                layer.set_input(3, inputs[3])
-                return layer
+                return self._add_rotation(node, inputs, interleaved)
             case g.UpdateCache():
                 return net.add_kv_cache_update(*inputs, trt.KVCacheMode.LINEAR)
             case g.Attend(masked):
@@ -120,6 +118,16 @@ class Lowering:
         layer.reshape_dims = reshape
         if after is not None:
             layer.second_transpose = after
+        return layer
+
+    def _add_rotation(self, node: g.Node, inputs: list[Any], interleaved: bool) -> Any:
+        heads, cos = node.inputs[0].shape[-1], node.inputs[1].shape[-1]
+        assert isinstance(cos, int)
+        # 0 stands for the whole head, and only for that.
+        turned = 0 if 2 * cos == heads else 2 * cos
+        layer = self._net.add_rotary_embedding(*inputs[:3], interleaved, turned)
+        if layer is not None:
+            layer.set_input(3, inputs[3])
         return layer
 
     def _add_attention(self, inputs: list[Any], masked: bool) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import resource
 import shutil
 import time
@@ -19,12 +20,13 @@ from windlass_runtime.backends.load import observe_free_bytes
 from windlass_runtime.checkpoint.config import read_spec
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.checkpoint.tensors import CheckpointTensors
-from windlass_runtime.engine.bindings import PLAN_SUFFIXES, Bindings
+from windlass_runtime.engine.bindings import PLAN_SUFFIXES, Bindings, Kind
 from windlass_runtime.engine.builder import build_plan
 from windlass_runtime.engine.config_writer import Report
 from windlass_runtime.engine.graph import DType, Graph
 from windlass_runtime.engine.manifest import Identity, Manifest, ModelFacts, tabulate_precision
 from windlass_runtime.engine.network import NETWORK_VERSION, write_network
+from windlass_runtime.engine.plan_text import find_expanding_kernels
 from windlass_runtime.engine.shape import PlanShape
 from windlass_runtime.engine.store import EngineStore, Entry
 from windlass_runtime.engine.weights import ModelWeights
@@ -34,6 +36,8 @@ from windlass_runtime.model.weights import Overlay
 from windlass_runtime.quant.find import find_recipe, open_overlay
 from windlass_runtime.quant.formats import PRESETS
 from windlass_runtime.quant.recipe import JSON_FILE, Recipe, digest_model, read_recipe
+
+logger = logging.getLogger(__name__)
 
 _LIBRARIES_BYTES: Final = 900 * 2**20
 """TensorRT, torch and Python, measured with a network of a few kilobytes."""
@@ -194,6 +198,9 @@ def _build(
     overlay: Overlay | None = model.overlay
     source = ModelWeights(spec, model.tensors, overlay)
     plan = build_plan(bindings, graph, source, request.targets, request.shape, work / name, report)
+    expanding = find_expanding_kernels(work / name) if bindings.kind is Kind.RTX else ()
+    if expanding:
+        logger.warning("the plan writes integer weights out as floats at every step kernels=%s", ", ".join(expanding))
     return Manifest(
         identity=identity,
         model=ModelFacts(
@@ -209,6 +216,7 @@ def _build(
             "seconds": round(time.perf_counter() - started_s, 1),
             "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "unix_time_s": int(time.time()),
+            "expanding_kernels": list(expanding),
         },
     )
 
