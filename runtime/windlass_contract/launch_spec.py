@@ -67,6 +67,8 @@ class LaunchSpec:
     precision: Precision = Precision.AUTO
     recipe: str = ""
     """Folder of the recipe for a precision of integers; empty looks for one in the model's folder."""
+    engine_store: str = ""
+    """Folder of TensorRT plans: the replica begins with torch and goes on with a plan once it has or has built one."""
     cache_bytes: int = 0
     """Size of the key/value page pool; 0 fits `max_running_requests` full sequences, within a safe share of memory."""
     max_sequence_tokens: int = 0
@@ -102,7 +104,7 @@ class LaunchSpec:
         return cls(**{field.name: _parse(field, data) for field in fields})
 
 
-_OMITTED: Final = frozenset({"recipe"})
+_OMITTED: Final = frozenset({"engine_store", "recipe"})
 """Left out while empty: an operator that learnt a field must not restart the replicas that do without it."""
 _SCALARS: Final[Mapping[str, type]] = {"str": str, "int": int, "float": float}
 _ENUMS: Final[Mapping[str, type[enum.StrEnum]]] = {"Device": Device, "Precision": Precision}

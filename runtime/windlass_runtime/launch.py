@@ -20,6 +20,8 @@ class LoadedModel:
     """None for a checkpoint without `tokenizer.json`; such a model takes and gives token ids only."""
     sampler: Sampler | None = None
     """None for backends whose logits are torch tensors."""
+    upgrade: Callable[[], Backend] | None = None
+    """Makes a faster backend of the same model, which may take minutes; None where there is none to be had."""
 
 
 ModelLoader = Callable[[LaunchSpec], LoadedModel]
@@ -32,6 +34,7 @@ def load_model(spec: LaunchSpec) -> LoadedModel:
     folder = resolve_model(spec.model_uri)
     # Before the weights: a fault in a small file should not cost minutes of loading.
     tokenizer = load_tokenizer(folder)
+    upgrade = prepare_upgrade(spec, folder)
     from windlass_runtime.backends.load import load_backend
 
     backend = load_backend(
@@ -44,7 +47,17 @@ def load_model(spec: LaunchSpec) -> LoadedModel:
         max_sequence_tokens=spec.max_sequence_tokens,
         step_tokens=spec.step_tokens,
     )
-    return LoadedModel(backend, tokenizer)
+    return LoadedModel(backend, tokenizer, upgrade=upgrade)
+
+
+def prepare_upgrade(spec: LaunchSpec, folder: Path) -> Callable[[], Backend] | None:
+    """How to get the TensorRT engine that the spec asks for. Raises EngineUnavailable where none can run."""
+    if not spec.engine_store:
+        return None
+    from windlass_runtime.jobs.engine_upgrade import open_engine, parse_upgrade
+
+    request = parse_upgrade(spec, folder)
+    return lambda: open_engine(request)
 
 
 def load_tokenizer(folder: Path) -> TextCodec | None:

@@ -84,6 +84,13 @@ class _Cancel:
     """Told to the client; None when nobody listens any more."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Swap:
+    """Goes on with another backend."""
+
+    backend: Backend
+
+
 class Engine:
     """Runs requests on a backend. Every public method may be called from any thread."""
 
@@ -117,7 +124,7 @@ class Engine:
         self._lock = threading.Lock()
         self._idle = threading.Event()
         self._idle.set()
-        self._commands: queue.SimpleQueue[_Running | _Cancel | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Running | _Cancel | _Swap | None] = queue.SimpleQueue()
         self._requests: dict[str, _Running] = {}
         self._owners: dict[str, _Running] = {}
         self._steps = 0
@@ -180,6 +187,21 @@ class Engine:
     def cancel(self, request_id: str) -> None:
         """Stop a request and free its pages before the next step; no event follows. Unknown ids are ignored."""
         self._commands.put(_Cancel(request_id))
+
+    def swap(self, backend: Backend) -> None:
+        """Go on with another backend of the same model from the next step on; the old one is closed then.
+
+        Requests live on: what they have said stays, and their tokens are computed anew in the new backend's cache.
+        Raises ValueError for a backend with another vocabulary, or one that holds shorter sequences.
+        """
+        found, needed = backend.info, self._backend.info
+        longest = min(found.max_sequence_tokens, found.page_count * found.page_tokens)
+        if found.vocabulary_size != needed.vocabulary_size or longest < self.max_sequence_tokens:
+            raise ValueError(
+                f"backend: expected a vocabulary of {needed.vocabulary_size} and sequences of "
+                f"{self.max_sequence_tokens} tokens, found {found.vocabulary_size} and {longest}"
+            )
+        self._commands.put(_Swap(backend))
 
     def drain(self) -> None:
         """Accept nothing new; what is accepted goes on."""
@@ -266,6 +288,8 @@ class Engine:
                 return False
             if isinstance(command, _Cancel):
                 self._obey_cancel(command)
+            elif isinstance(command, _Swap):
+                self._obey_swap(command.backend)
             elif self._broken is not None:
                 self._adopt(command)
                 self._fail(command, errors.NotServing(f"the engine stopped: {self._broken}"))
@@ -275,7 +299,9 @@ class Engine:
     def _refuse_commands(self) -> None:
         """Keep answering after the loop has failed, until closed."""
         while (command := self._commands.get()) is not None:
-            if isinstance(command, _Running):
+            if isinstance(command, _Swap):
+                command.backend.close()
+            elif isinstance(command, _Running):
                 self._adopt(command)
                 self._fail(command, errors.NotServing(f"the engine stopped: {self._broken}"))
 
@@ -290,6 +316,13 @@ class Engine:
         self._adopt(running)
         for sequence_id in running.choices:
             self._scheduler.submit(Sequence(sequence_id, list(request.prompt), running.max_tokens, stop_ids))
+
+    def _obey_swap(self, backend: Backend) -> None:
+        info, old = backend.info, self._backend
+        self._scheduler = self._scheduler.moved_to(PagePool(info.page_count), info.page_tokens, list(self._owners))
+        self._backend, self._failed_steps = backend, 0
+        old.close()
+        logger.info("engine goes on with another backend live=%d pages=%d", len(self._owners), info.page_count)
 
     def _obey_cancel(self, command: _Cancel) -> None:
         names = [command.request_id] if command.request_id else list(self._requests)

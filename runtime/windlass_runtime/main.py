@@ -107,6 +107,7 @@ def _add(options: Sequence[Callable[[Any], Any]], command: Any) -> Any:
 @click.argument("model", required=False)
 @click.option("--launch-spec", "launch_file", type=click.Path(path_type=Path), help="Read everything from this file.")
 @click.option("--served-name", help="The `model` value of requests; default: the last part of MODEL.")
+@click.option("--engine-store", help="Folder of TensorRT plans; serves with torch until a plan is found or built.")
 @_server_options
 @_launch_options
 @_log_level_option

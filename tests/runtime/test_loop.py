@@ -388,3 +388,45 @@ def test_metrics_tell_of_tokens_outcomes_and_pages(build_engine: Build) -> None:
     assert value("windlass_engine_step_tokens_sum") == 2 + 4
     assert value("windlass_kv_pages_free") == value("windlass_kv_pages_total") == 256
     assert value("windlass_requests_running") == value("windlass_requests_waiting") == 0
+
+
+def test_live_requests_go_on_when_the_backend_is_swapped_between_two_steps(build_engine: Build) -> None:
+    first, entered, go_on = letters.build_backend(), threading.Event(), threading.Event()
+
+    def pause(_: Batch) -> None:
+        if len(first.steps) == 3:
+            entered.set()
+            assert go_on.wait(10)
+
+    first.before_step = pause
+    engine = build_engine(first)
+    undisturbed = [
+        text_of(collect(submit(build_engine(), build_request(tokens=12, prompt=p)))) for p in ((70, 71), (80,))
+    ]
+    streams = [submit(engine, build_request(str(p), tokens=12, prompt=p)) for p in ((70, 71), (80,))]
+    assert entered.wait(10)
+    info = first.info
+    second = letters.build_backend(page_tokens=info.max_sequence_tokens, page_count=4)
+
+    engine.swap(second)
+    go_on.set()
+    texts = [text_of(collect(stream)) for stream in streams]
+
+    assert texts == undisturbed
+    assert first.closed
+    assert second.steps
+    assert free_pages_when_idle(engine) == 4
+
+
+@pytest.mark.parametrize(
+    "other", [{"page_tokens": 4, "page_count": 2}, {"vocabulary_size": 7}], ids=["shorter sequences", "vocabulary"]
+)
+def test_a_backend_that_cannot_keep_what_was_promised_is_not_swapped_in(
+    other: dict[str, int], build_engine: Build
+) -> None:
+    engine = build_engine()
+
+    with pytest.raises(ValueError, match="backend: expected a vocabulary of"):
+        engine.swap(FakeBackend(**({"vocabulary_size": engine.vocabulary_size} | other)))
+
+    assert collect(submit(engine, build_request()))

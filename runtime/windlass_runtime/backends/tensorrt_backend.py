@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -33,14 +34,17 @@ class TensorRTBackend:
         *,
         max_sequence_tokens: int = 0,
         cache_dtype: torch.dtype | None = None,
+        on_close: Callable[[], None] | None = None,
     ) -> None:
         """Raises CapacityError when the cache does not fit.
 
         max_sequence_tokens  0 for the plan's capacity
+        on_close             frees the runner and what else belongs to the plan; None for the runner alone
         cache_dtype          None for the plan's arithmetic; the interpreter computes in FP32
         """
         identity, model = manifest.identity, manifest.model
         self._runner: PlanRunner | None = runner
+        self._on_close = on_close or runner.close
         self._device = device
         self._shape = PlanShape(identity.capacity, identity.decode_rows, identity.prefill_rows, identity.prefill_tokens)
         self._lengths = [0] * identity.decode_rows
@@ -111,7 +115,7 @@ class TensorRTBackend:
     def close(self) -> None:
         """Drop plan and cache; idempotent."""
         if self._runner is not None:
-            self._runner.close()
+            self._on_close()
         self._runner, self._caches = None, {}
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

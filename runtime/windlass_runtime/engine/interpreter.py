@@ -84,15 +84,15 @@ def _compute(node: g.Node, inputs: list[Array]) -> Array:
         case g.Cast():
             return inputs[0]
         case g.Quantize():
-            return np.clip(np.rint(inputs[0] / inputs[1]), -128, 127)
+            return np.asarray(np.clip(np.rint(inputs[0] / inputs[1]), -128, 127))
         case g.Dequantize():
             return _dequantize(*inputs)
         case g.Gather(axis, batch_axes):
             return _gather(inputs[0], inputs[1], axis, batch_axes)
         case g.Product():
-            return np.matmul(inputs[0], np.swapaxes(inputs[1], -1, -2))
+            return np.asarray(np.matmul(inputs[0], np.swapaxes(inputs[1], -1, -2)))
         case g.Elementwise(kind):
-            return _BINARY[kind](*inputs)
+            return np.asarray(_BINARY[kind](*inputs))
         case g.Apply(function):
             return _UNARY[function](inputs[0])
         case g.Mean():
@@ -110,18 +110,18 @@ def _compute(node: g.Node, inputs: list[Array]) -> Array:
 
 
 def _dequantize(codes: Array, scales: Array) -> Array:
-    if scales.ndim == 0:
-        return codes * scales
     if scales.ndim == 1:
-        return codes * scales[:, None]
-    return codes * np.repeat(scales, codes.shape[1] // scales.shape[1], axis=1)
+        scales = scales[:, None]
+    elif scales.ndim == 2:
+        scales = np.repeat(scales, codes.shape[1] // scales.shape[1], axis=1)
+    return np.asarray(codes * scales)
 
 
 def _gather(data: Array, indices: Array, axis: int, batch_axes: int) -> Array:
     if not batch_axes:
-        return np.take(data, indices, axis=axis)
+        return np.asarray(np.take(data, indices, axis=axis))
     assert (axis, batch_axes) == (1, 1), "only the gather that the writer uses"
-    return data[np.arange(len(data))[:, None], indices]
+    return np.asarray(data[np.arange(len(data))[:, None], indices])
 
 
 def _shuffle(data: Array, before: Any, reshape: tuple[int, ...], after: Any) -> Array:

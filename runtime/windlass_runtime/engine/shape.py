@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from windlass_runtime.engine import network
 from windlass_runtime.engine.graph import Shape, Value
 from windlass_runtime.errors import EngineError
 
@@ -85,15 +84,3 @@ def _ranges(inputs: tuple[Value, ...], rows: tuple[int, int], tokens: tuple[int,
 
 def _fill(shape: Shape, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in shape)
-
-
-def cache_bytes(inputs: tuple[Value, ...], shape: PlanShape, element_bytes: int) -> int:
-    """Of the keys and values of all slots."""
-    total = 0
-    for value in inputs:
-        if value.name not in (
-            network.TOKEN_IDS, network.POSITIONS, network.FIRST_POSITIONS, network.LENGTHS, network.LAST_TOKENS
-        ):  # fmt: skip
-            rows, heads, capacity, size = _fill(value.shape, {"B": shape.decode_rows})
-            total += rows * heads * capacity * size * element_bytes
-    return total

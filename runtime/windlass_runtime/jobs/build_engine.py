@@ -105,6 +105,13 @@ def ensure_engine(
             return EngineResult(store.publish(work, manifest), built=True)
 
 
+def identify_engine(folder: Path, request: EngineRequest, bindings: Bindings) -> Identity:
+    """What the plan of a request would be, without building it. Raises as `ensure_engine` does."""
+    spec = read_spec(folder)
+    with torch.inference_mode(), _open_model(folder, spec, request) as model:
+        return _identify(spec, model, request, bindings)
+
+
 @dataclass(frozen=True, slots=True)
 class _OpenModel:
     tensors: CheckpointTensors

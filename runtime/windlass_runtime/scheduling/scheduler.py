@@ -12,7 +12,7 @@ advances.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from windlass_runtime import errors
 from windlass_runtime.kv.pages import PagePool
@@ -150,6 +150,22 @@ class Scheduler:
                 self.drop(row.sequence_id)
                 finished.append(Finished(sequence, reason))
         return tuple(finished)
+
+    def moved_to(self, pages: PagePool, page_tokens: int, sequence_ids: Iterable[str]) -> Scheduler:
+        """A scheduler over another, empty pool with these sequences of ours; they keep their tokens and compute anew.
+
+        Raises ValueError when the pool is too small for the sequences that this one takes.
+        """
+        moved = Scheduler(dataclasses.replace(self._limits, page_tokens=page_tokens), pages)
+        if moved.max_sequence_tokens < self.max_sequence_tokens:
+            raise ValueError(
+                f"page pool: expected room for a sequence of {self.max_sequence_tokens} tokens, "
+                f"found {moved.max_sequence_tokens}"
+            )
+        sequences = [sequence for name in sequence_ids if (sequence := self.drop(name)) is not None]
+        for sequence in sorted(sequences, key=lambda sequence: sequence.arrival):
+            moved.submit(sequence)
+        return moved
 
     def check(self) -> None:
         """Assert the invariants; for tests."""

@@ -9,13 +9,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Final, TypeVar
 
 from aiohttp import web
 
 from windlass_contract.launch_spec import LaunchSpec
 from windlass_runtime import errors
+from windlass_runtime.backends.base import Backend
 from windlass_runtime.launch import LoadedModel, ModelLoader
 from windlass_runtime.loop import Engine, EngineLimits
 from windlass_runtime.metrics import RuntimeMetrics
@@ -27,8 +28,10 @@ logger = logging.getLogger(__name__)
 _LAST_REPLIES_S: Final = 5.0
 """Time for error replies to leave after the drain deadline has cancelled their requests."""
 
+_Result = TypeVar("_Result")
+
 Report = Callable[[str, dict[str, object]], None]
-"""Called with an event's name and its fields: `listening` (url), `ready` (seconds), `stopped`."""
+"""Called with an event's name and its fields: `listening` (url), `ready` (seconds), `engine` (swapped), `stopped`."""
 
 
 async def serve(spec: LaunchSpec, load: ModelLoader, report: Report) -> None:
@@ -52,13 +55,40 @@ async def serve(spec: LaunchSpec, load: ModelLoader, report: Report) -> None:
                 replica.become_ready(engine[0], engine[1].tokenizer)
                 metrics.set_load_seconds(time.monotonic() - started_s)
                 report("ready", {"seconds": round(time.monotonic() - started_s, 3)})
-                await stop.wait()
+                async with _upgrading(*engine, report):
+                    await stop.wait()
                 await drain(replica)
             finally:
                 engine[0].close()
     finally:
         await runner.cleanup()
         report("stopped", {})
+
+
+@contextlib.asynccontextmanager
+async def _upgrading(engine: Engine, loaded: LoadedModel, report: Report) -> AsyncIterator[None]:
+    """Get a faster backend in the background and go on with it; without one the first stays."""
+    task = asyncio.create_task(_upgrade(engine, loaded.upgrade, report)) if loaded.upgrade else None
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _upgrade(engine: Engine, make: Callable[[], Backend], report: Report) -> None:
+    started_s = time.monotonic()
+    try:
+        backend = await _run_in_daemon_thread(make)
+        engine.swap(backend)
+    except Exception as exc:  # an engine that cannot be had must not end a replica that serves
+        logger.warning(
+            "no engine, serving goes on as it is: %s", exc, exc_info=not isinstance(exc, errors.RuntimeFault)
+        )
+        report("engine", {"swapped": False, "reason": str(exc)})
+        return
+    report("engine", {"swapped": True, "seconds": round(time.monotonic() - started_s, 3)})
 
 
 async def drain(replica: Replica) -> None:
@@ -102,12 +132,12 @@ async def _load_unless_stopped(
     return engine, loaded
 
 
-def _run_in_daemon_thread(work: Callable[[], LoadedModel]) -> asyncio.Future[LoadedModel]:
+def _run_in_daemon_thread(work: Callable[[], _Result]) -> asyncio.Future[_Result]:
     """Like asyncio.to_thread, but the process may end while the thread still works."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[LoadedModel] = loop.create_future()
+    future: asyncio.Future[_Result] = loop.create_future()
 
-    def settle(result: LoadedModel | BaseException) -> None:
+    def settle(result: _Result | BaseException) -> None:
         if future.done():
             return
         if isinstance(result, BaseException):
@@ -117,7 +147,7 @@ def _run_in_daemon_thread(work: Callable[[], LoadedModel]) -> asyncio.Future[Loa
 
     def run() -> None:
         try:
-            result: LoadedModel | BaseException = work()
+            result: _Result | BaseException = work()
         except Exception as exc:  # carried over to the awaiting side as it is
             result = exc
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
