@@ -90,6 +90,19 @@ def measure_kernels(device: torch.device) -> Part:
         return Part(title, False, f"```\n{traceback.format_exc()[-4000:]}\n```")
 
 
+def check_plans(deadline_s: float) -> Part:
+    """Load TensorRT plans and compare them with torch, in a process of its own: a fault in TensorRT ends that alone."""
+    title, timeout_s = "TensorRT plans", min(PART_TIMEOUT_S, deadline_s - time.monotonic())
+    if timeout_s < LEAST_PART_S:
+        return Part(title, False, f"not run: the {BUDGET_S:.0f} s of the check are spent")
+    command = [sys.executable, str(ROOT / "benchmarks/gpu_plans.py")]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return Part(title, False, f"not finished after {timeout_s:.0f} s")
+    return Part(title, done.returncode == 0, done.stdout or f"```\n{done.stderr[-3000:]}\n```")
+
+
 def measure_read_bandwidth(device: torch.device) -> float:
     """Bytes per second of a plain reduction over 4 GiB (64 MiB on a CPU), the best of ten."""
     source = torch.ones((1 << 30) if device.type == "cuda" else (1 << 24), device=device)
@@ -188,7 +201,7 @@ def main() -> int:
         parts.append(check_memory("a decoder", "memcheck", decoder, deadline_s))
         tools = ("memcheck", "racecheck")
         parts += [check_memory("device kernels", tool, kernels, deadline_s) for tool in tools]
-    parts.append(Part("TensorRT-RTX plans", True, "not run: this version builds no plans"))
+        parts.append(check_plans(deadline_s))
     body = "\n\n".join(f"## {part.title}: {'ok' if part.passed else 'FAILED'}\n\n{part.text}" for part in parts)
     options.report.parent.mkdir(parents=True, exist_ok=True)
     options.report.write_text(f"# GPU check\n\n{describe_machine(device)}\n\n{body}\n")

@@ -45,6 +45,7 @@ class ModelWeights:
         self._tensors = tensors
         self._overlay = overlay
         self._shapes = layout.expected_tensors(spec)
+        self._last_codes: tuple[str, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def read(self, source: Source, like: Value) -> torch.Tensor:
         """See `WeightSource`. Raises CheckpointError, EngineError."""
@@ -62,11 +63,17 @@ class ModelWeights:
     def _from_model(self, source: FromModel, like: Value) -> torch.Tensor:
         if source.field is Field.VALUES:
             return self._values(source.tensor)[source.first : source.stop].to(TORCH[like.dtype]).reshape(_sizes(like))
-        assert self._overlay is not None, f"{like}: codes without a recipe"
-        codes, scales = (part[source.first : source.stop] for part in self._overlay.codes(source.tensor))
+        codes, scales = (part[source.first : source.stop] for part in self._codes(source.tensor))
         if source.field is Field.CODES:
             return codes.contiguous()
         return _as_scales(source.tensor, codes, scales, like).contiguous()
+
+    def _codes(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and scales of a tensor. The last ones are kept: both are asked for in turn, and may be rounded anew."""
+        assert self._overlay is not None, f"{name}: codes without a recipe"
+        if self._last_codes is None or self._last_codes[0] != name:
+            self._last_codes = name, self._overlay.codes(name)
+        return self._last_codes[1]
 
     def _values(self, name: str) -> torch.Tensor:
         if self._overlay is not None and self._overlay.entry(name) is not None:
