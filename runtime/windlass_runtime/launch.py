@@ -34,7 +34,6 @@ def load_model(spec: LaunchSpec) -> LoadedModel:
     folder = resolve_model(spec.model_uri)
     # Before the weights: a fault in a small file should not cost minutes of loading.
     tokenizer = load_tokenizer(folder)
-    upgrade = prepare_upgrade(spec, folder)
     from windlass_runtime.backends.load import load_backend
 
     backend = load_backend(
@@ -47,17 +46,7 @@ def load_model(spec: LaunchSpec) -> LoadedModel:
         max_sequence_tokens=spec.max_sequence_tokens,
         step_tokens=spec.step_tokens,
     )
-    return LoadedModel(backend, tokenizer, upgrade=upgrade)
-
-
-def prepare_upgrade(spec: LaunchSpec, folder: Path) -> Callable[[], Backend] | None:
-    """How to get the TensorRT engine that the spec asks for. Raises EngineUnavailable where none can run."""
-    if not spec.engine_store:
-        return None
-    from windlass_runtime.jobs.engine_upgrade import open_engine, parse_upgrade
-
-    request = parse_upgrade(spec, folder)
-    return lambda: open_engine(request)
+    return LoadedModel(backend, tokenizer)
 
 
 def load_tokenizer(folder: Path) -> TextCodec | None:

@@ -118,7 +118,6 @@ def serve(model: str | None, launch_file: Path | None, log_level: str, **options
     """
     spec = _read_launch_spec(model, launch_file, options)
     _log_to_stderr(log_level)
-    from windlass_runtime import launch
     from windlass_runtime.serve import process
 
     with exit_on_fault(), _progress(f"Loading {spec.model_uri}") as finish_progress:
@@ -128,7 +127,7 @@ def serve(model: str | None, launch_file: Path | None, log_level: str, **options
                 finish_progress()
             _print_event(event, fields)
 
-        asyncio.run(process.serve(spec, launch.load_model, report))
+        asyncio.run(process.serve(spec, _find_loader(spec), report))
 
 
 @command_line.command()
@@ -168,6 +167,16 @@ def simulate(profile: str, show_profile: bool, launch_file: Path | None, log_lev
 
     with exit_on_fault():
         asyncio.run(process.serve(spec, build_loader(chosen), _print_event))
+
+
+def _find_loader(spec: LaunchSpec) -> Callable[[LaunchSpec], Any]:
+    if spec.engine_store:
+        from windlass_runtime.jobs import engine_upgrade
+
+        return engine_upgrade.load_model
+    from windlass_runtime import launch
+
+    return launch.load_model
 
 
 def _log_to_stderr(level: str) -> None:

@@ -39,8 +39,8 @@ from windlass_runtime.quant.recipe import JSON_FILE, Recipe, digest_model, read_
 
 logger = logging.getLogger(__name__)
 
-_LIBRARIES_BYTES: Final = 900 * 2**20
-"""TensorRT, torch and Python, measured with a network of a few kilobytes."""
+_LIBRARIES_BYTES: Final = 2**30
+"""TensorRT, torch and Python: 950 MB with a network of four megabytes."""
 _MEMORY_PER_WEIGHT: Final = 4.5
 """Bytes of memory per byte of weights, at most: arrays, TensorRT's copies, and the plan's serialisation."""
 _DISK_MARGIN_BYTES: Final = 64 * 2**20

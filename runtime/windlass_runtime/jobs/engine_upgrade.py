@@ -11,9 +11,11 @@ from typing import Final
 import torch
 
 from windlass_contract.launch_spec import Device, LaunchSpec, Precision
+from windlass_runtime import launch
 from windlass_runtime.backends.base import Backend, Batch, Row
 from windlass_runtime.backends.tensorrt_load import load_engine_backend
 from windlass_runtime.checkpoint.config import read_spec
+from windlass_runtime.checkpoint.source import resolve_model
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.engine.bindings import Bindings, load_bindings
 from windlass_runtime.engine.compatibility import choose_plan
@@ -24,6 +26,7 @@ from windlass_runtime.engine.shape import LEAST_ROWS, PlanShape, choose_capacity
 from windlass_runtime.engine.store import EngineStore, Entry
 from windlass_runtime.errors import EngineUnavailable, StepFailed
 from windlass_runtime.jobs.build_engine import EngineRequest, Events, ensure_engine, identify_engine
+from windlass_runtime.launch import LoadedModel
 from windlass_runtime.quant.formats import PRESETS
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,12 @@ class Upgrade:
     request: EngineRequest
     """Without targets: those follow from the GPU."""
     max_sequence_tokens: int
+
+
+def load_model(spec: LaunchSpec) -> LoadedModel:
+    """The model with torch, and the way to its engine. Raises as `launch.load_model` does, and EngineUnavailable."""
+    upgrade = parse_upgrade(spec, resolve_model(spec.model_uri))
+    return dataclasses.replace(launch.load_model(spec), upgrade=lambda: open_engine(upgrade))
 
 
 def parse_upgrade(spec: LaunchSpec, folder: Path) -> Upgrade:

@@ -13,7 +13,7 @@ from windlass_contract.launch_spec import Device, LaunchSpec, LaunchSpecError, P
 from windlass_runtime.engine.shape import PlanShape
 from windlass_runtime.errors import EngineUnavailable, StepFailed
 from windlass_runtime.jobs.build_engine import identify_engine
-from windlass_runtime.jobs.engine_upgrade import find_or_build, parse_upgrade, probe
+from windlass_runtime.jobs.engine_upgrade import find_or_build, load_model, parse_upgrade, probe
 from windlass_runtime.testing import FakeBackend
 
 SIZES = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "num_hidden_layers": 1}
@@ -54,7 +54,7 @@ def test_a_replica_that_no_plan_could_serve_is_told_at_once(
     changes: dict[str, Any], message: str, model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(EngineUnavailable, match=message):
-        parse_upgrade(build_spec(tmp_path, **changes), model)
+        load_model(build_spec(tmp_path, **changes))
 
 
 def test_a_plan_that_a_job_built_for_more_is_taken_and_nothing_is_built(model: Path, tmp_path: Path) -> None:
