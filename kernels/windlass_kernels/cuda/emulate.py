@@ -39,7 +39,7 @@ FLAGS = (
     "-U_FORTIFY_SOURCE",  # its check of long jumps knows one stack, fibers have many
 )
 ALIGNMENT = 16
-ORDERS = {"forward": 0, "backward": 1, "random": 2463534242}
+ORDERS = {"forward": 0, "backward": 1, "warp by warp": 2, "random": 2463534242}
 
 
 class EmulationError(RuntimeError):
@@ -47,11 +47,17 @@ class EmulationError(RuntimeError):
 
 
 def run(
-    op: Op, inputs: Mapping[str, Array], attributes: Mapping[str, int] | None = None, *, order: str = "forward"
+    op: Op,
+    inputs: Mapping[str, Array],
+    attributes: Mapping[str, int] | None = None,
+    *,
+    order: str = "forward",
+    library: ctypes.CDLL | None = None,
 ) -> tuple[Array, ...]:
     """The outputs of an op, newly allocated, those updated in place included; the inputs stay as they are.
 
-    order  of the threads within a block between two barriers: a key of ORDERS
+    order    of the threads within a block between two barriers: a key of ORDERS
+    library  where the kernel is; by default that of `load`
     Raises OpError for inputs that do not fit, EmulationError, or BuildError without a C++ compiler.
     """
     call = bind(op, describe_arrays(inputs), attributes or {})
@@ -59,7 +65,9 @@ def run(
     fresh = dict(zip((argument.name for argument in op.outputs), empty_outputs(call), strict=True))
     outputs = [guarded[name] if name in op.in_place else _Guarded(array) for name, array in fresh.items()]
     addresses = [guarded[argument.name].address for argument in op.inputs]
-    start(call.kernel, call.launch, [*addresses, *call.integers, *(output.address for output in outputs)], order)
+    start(
+        call.kernel, call.launch, [*addresses, *call.integers, *(output.address for output in outputs)], order, library
+    )
     return tuple(output.array.copy() for output in outputs)
 
 

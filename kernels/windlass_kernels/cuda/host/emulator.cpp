@@ -1,6 +1,7 @@
 // Fibers, barriers and faults of the emulator; emulator.h says what it is for. One launch at a time.
 #include "../device.cuh"
 
+#include <algorithm>
 #include <csetjmp>
 #include <csignal>
 #include <cstdio>
@@ -111,11 +112,13 @@ unsigned next_random(unsigned& state) {
     state ^= state << 13, state ^= state >> 17, state ^= state << 5;
     return state;
 }
-/// 0: forward, 1: backward, else random, another order each round.
+/// Orders: each thread to its next wait, forward, backward, or at random; or a warp as far as it gets before the next one.
+constexpr unsigned kBackward = 1, kWarpByWarp = 2;  // 0 is forward, any other number random
+
 void order_threads(std::vector<int>& order, unsigned seed, unsigned& random) {
     const int count = static_cast<int>(order.size());
-    for (int i = 0; i < count; ++i) order[i] = seed == 1 ? count - 1 - i : i;
-    if (seed < 2) return;
+    for (int i = 0; i < count; ++i) order[i] = seed == kBackward ? count - 1 - i : i;
+    if (seed <= kWarpByWarp) return;
     for (int i = count - 1; i > 0; --i) std::swap(order[i], order[next_random(random) % (i + 1)]);
 }
 
@@ -127,6 +130,18 @@ void describe_stop() {
     message = "block (" + std::to_string(place.block.x) + ", " + std::to_string(place.block.y) + ", " + std::to_string(place.block.z) +
               ") stands still: " + std::to_string(at_block) + " threads wait at the block's barrier, " + std::to_string(at_warp) +
               " at a warp's, " + std::to_string(fibers.size() - live_threads) + " are gone";
+}
+
+/// Lets each of these threads run to its next wait; false if all of them wait already.
+bool run_threads(const std::vector<int>& order, std::size_t first, std::size_t last) {
+    bool moved = false;
+    for (std::size_t i = first; i < last; ++i) {
+        Fiber& fiber = fibers[order[i]];
+        if (fiber.done || (fiber.waits_at != nullptr && fiber.waits_at->generation == fiber.generation)) continue;
+        resume(fiber);
+        moved = true;
+    }
+    return moved;
 }
 
 /// False if threads wait for each other for ever.
@@ -144,11 +159,12 @@ bool run_block(unsigned seed, unsigned& random) {
     while (live_threads > 0) {
         bool moved = false;
         order_threads(order, seed, random);
-        for (const int i : order) {
-            Fiber& fiber = fibers[i];
-            if (fiber.done || (fiber.waits_at != nullptr && fiber.waits_at->generation == fiber.generation)) continue;
-            resume(fiber);
-            moved = true;
+        if (seed != kWarpByWarp) {
+            moved = run_threads(order, 0, order.size());
+        } else {
+            for (std::size_t first = 0; first < order.size(); first += 32) {
+                while (run_threads(order, first, std::min(first + 32, order.size()))) moved = true;
+            }
         }
         if (!moved) return describe_stop(), false;
     }

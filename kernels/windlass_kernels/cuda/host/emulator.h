@@ -1,8 +1,8 @@
 // Runs the kernels on a CPU, to check their logic: every CUDA thread is a fiber, one block runs at a time, and barriers,
 // shuffles and matrix instructions make fibers wait for each other as a device would. What a device hides becomes an
 // error here: threads that wait at different barriers, lanes missing from a shuffle, misaligned vectors, accesses beyond
-// an argument. Shared memory starts as NaN; the order of threads is forward, backward or random, so a missing barrier
-// changes results. Not emulated: timing, caches, memory order within a warp between barriers, several blocks at once.
+// an argument. Shared memory starts as NaN; threads run forward, backward, at random or warp by warp, so a missing
+// barrier changes results. Not emulated: timing, caches, memory order within a warp between barriers, several blocks at once.
 #pragma once
 
 #include <cmath>
