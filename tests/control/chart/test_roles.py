@@ -56,6 +56,8 @@ READ_METRICS = {
 }
 FOLLOW_LOAD = READ_METRICS | {("", "pods", "patch")}
 """Deletion costs, and whether a service may be put to sleep."""
+ASK_KUEUE = {("kueue.x-k8s.io", "workloads", "list")}
+"""Why it holds pods back."""
 POST_EVENTS = {(EVENT.group, EVENT.plural, "create")}
 GRANTED = rights_of(rule for rules in RULES.values() for rule in rules)
 
@@ -63,7 +65,7 @@ GRANTED = rights_of(rule for rules in RULES.values() for rule in rules)
 def test_the_operator_holds_exactly_what_its_code_uses(render: Render) -> None:
     role = only(render(), "ClusterRole", "windlass-operator")
 
-    assert rights_of(role["rules"]) == rights_needed(WATCHED) | POST_EVENTS | DISCOVER | FOLLOW_LOAD
+    assert rights_of(role["rules"]) == rights_needed(WATCHED) | POST_EVENTS | DISCOVER | FOLLOW_LOAD | ASK_KUEUE
 
 
 def test_it_holds_exactly_what_tenants_grant_to_their_members(render: Render) -> None:
@@ -108,7 +110,7 @@ def test_in_namespaced_mode_rights_inside_namespaces_are_given_there_only(render
         for item in manifests
         if item["kind"] == "Role"
     }
-    inside = rights_needed(kind for kind in WATCHED if kind.namespaced) | POST_EVENTS | FOLLOW_LOAD
+    inside = rights_needed(kind for kind in WATCHED if kind.namespaced) | POST_EVENTS | FOLLOW_LOAD | ASK_KUEUE
     assert roles == {
         ("team-a", "windlass-operator"): inside,
         ("team-a", "windlass-operator-grants"): GRANTED,
