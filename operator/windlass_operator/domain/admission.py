@@ -21,7 +21,6 @@ from windlass_operator.domain.priority import check_tier
 from windlass_operator.domain.quantity import parse_bytes
 from windlass_operator.domain.quota import Grant, Request, Terms
 from windlass_operator.domain.quota_report import QuotaVerdict, explain_grant, judge_grant, refuse_grant
-from windlass_operator.domain.quota_use import class_terms
 from windlass_operator.domain.rollout_turns import claim_of
 from windlass_operator.domain.scaling import ReplicaRange, check_scaling, replica_range
 from windlass_operator.domain.sharing import share_cohort
@@ -210,9 +209,9 @@ def _grants(tenant: Tenant, view: FleetView) -> Mapping[Key, Grant]:
 
 def _terms(tenant: Tenant, view: FleetView) -> Terms:
     spec, aside = tenant.spec, _reservation(tenant, view).devices
-    classes = {gpu.name: class_terms(gpu) for gpu in spec.quota.gpus}
-    for name in aside.keys() & classes.keys():
-        classes[name] = replace(classes[name], nominal=classes[name].nominal - aside[name])
+    classes = view.quotas[tenant.metadata.name]
+    if aside:
+        classes = {name: replace(terms, nominal=terms.nominal - aside.get(name, 0)) for name, terms in classes.items()}
     return Terms(
         tenant.metadata.name,
         classes,

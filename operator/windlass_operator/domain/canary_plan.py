@@ -7,7 +7,6 @@ beside `chat`. No object's name holds a slash, so nothing else can have such a k
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from windlass_operator.api.v1alpha1.canary import CanaryPhase, CanaryStatus
@@ -24,12 +23,12 @@ _NOTHING_RUNS: Final = Workload()
 
 def canary_key(service: Key, canary: str) -> Key:
     """Key under which a canary is planned and its workload is known."""
-    return replace(service, name=f"{service.name}{_SEPARATOR}{canary}")
+    return service._replace(name=f"{service.name}{_SEPARATOR}{canary}")
 
 
 def service_key(key: Key) -> Key:
     """Key of the service that a canary belongs to; any other key itself."""
-    return replace(key, name=key.name.partition(_SEPARATOR)[0])
+    return key._replace(name=key.name.partition(_SEPARATOR)[0])
 
 
 def canary_of(key: Key) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
@@ -18,7 +17,7 @@ from windlass_operator.domain.alternative_quota import Reservation
 from windlass_operator.domain.canary_plan import derive_canaries
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.preemption import BUDGET_S
-from windlass_operator.domain.quota import Grant, Request
+from windlass_operator.domain.quota import ClassTerms, Grant, Request
 from windlass_operator.domain.rollout import is_rolling
 from windlass_operator.domain.schedule import apply_schedules, next_change_of_all
 from windlass_operator.domain.snapshot import Key, Snapshot, Workload
@@ -97,7 +96,7 @@ class FleetView:
         """
         now, before = self.snapshot, earlier.snapshot
         if now.tenants is before.tenants:
-            self.claims, self.owners = earlier.claims, earlier.owners
+            self.claims, self.owners, self.quotas = earlier.claims, earlier.owners, earlier.quotas
         if (
             now.nodes is not before.nodes
             or now.capabilities is not before.capabilities
@@ -209,6 +208,17 @@ class FleetView:
         return {namespace: claimants[0] for namespace, claimants in self.claims.items()}
 
     @functools.cached_property
+    def quotas(self) -> Mapping[str, Mapping[str, ClassTerms]]:
+        """What each Tenant says about each class that it lists."""
+        return {
+            name: {
+                gpu.name: ClassTerms(gpu.nominal, gpu.borrowing_limit, gpu.lending_limit)
+                for gpu in tenant.spec.quota.gpus
+            }
+            for name, tenant in self.snapshot.tenants.items()
+        }
+
+    @functools.cached_property
     def claiming(self) -> frozenset[str]:
         """Names of tenants with services that claim devices, which set quota of several classes aside."""
         return frozenset(
@@ -226,7 +236,7 @@ class FleetView:
                 mine = services.setdefault(tenant.metadata.name, {})
                 mine[key] = service
                 # What a canary holds counts as any service's does.
-                mine.update({replace(key, name=item.metadata.name): item for item in derive_canaries(service)})
+                mine.update({key._replace(name=item.metadata.name): item for item in derive_canaries(service)})
         return services
 
 

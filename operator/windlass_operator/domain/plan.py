@@ -323,7 +323,7 @@ def _judge_refusals(states: Iterable[CanaryStatus], plans: Iterable[ServicePlan]
 
 def _name_canary(plan: ServicePlan) -> ServicePlan:
     service, canary = service_key(plan.key).name, canary_of(plan.key)
-    key = replace(plan.key, name=object_name(service, canary))
+    key = plan.key._replace(name=object_name(service, canary))
     launch = replace(plan.launch, service=service)
     # Children that a canary may not have are removed: nothing is lost, its stable revision answers.
     action = Action.APPLY if plan.action is Action.APPLY else Action.REMOVE

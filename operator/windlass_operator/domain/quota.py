@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -58,9 +59,9 @@ class Wait(enum.StrEnum):
     """Devices are its own, and taking more replicas must wait for the budget of those who hold them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
-    """What one service wants."""
+    """What one service wants. Kept from one decision to the next, and so is what is reckoned from it."""
 
     key: Key
     created: str
@@ -89,17 +90,17 @@ class Request:
     promised_devices: int = 0
     """Devices of `held_class` for pods that a rollout may start now and that do not exist yet."""
 
-    @property
+    @functools.cached_property
     def held(self) -> int:
         """Replicas its pods make up."""
         return self.held_devices // self.devices_per_replica
 
-    @property
+    @functools.cached_property
     def kept(self) -> int:
         """Replicas among those that it may go on running, as far as its own spec goes."""
         return self.held if self.fixed else min(self.held, self.most)
 
-    @property
+    @functools.cached_property
     def leaving_devices(self) -> int:
         """Devices of pods that its own spec lets go."""
         return self.held_devices - self.kept * self.devices_per_replica

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from windlass_operator.api.v1alpha1.tenant import GpuQuota, GpuUse, Tenant
+from windlass_operator.api.v1alpha1.tenant import GpuUse, Tenant
 from windlass_operator.domain.fleet_view import FleetView, circle_of
 from windlass_operator.domain.quota import ClassTerms
 
 
-def class_terms(gpu: GpuQuota) -> ClassTerms:
-    """What a Tenant says about one class."""
-    return ClassTerms(gpu.nominal, gpu.borrowing_limit, gpu.lending_limit)
-
-
 def most_devices(tenant: Tenant, gpu_class: str, view: FleetView) -> int:
     """Devices of a listed class that a tenant can hold when everybody lends all that they may."""
-    terms = _listed(tenant).get(gpu_class, ClassTerms(0))
+    terms = view.quotas[tenant.metadata.name].get(gpu_class, ClassTerms(0))
     lendable = sum(
-        _listed(other)[gpu_class].lendable
+        view.quotas[other.metadata.name][gpu_class].lendable
         for other in view.members(circle_of(tenant))
-        if other.metadata.name != tenant.metadata.name and gpu_class in _listed(other)
+        if other.metadata.name != tenant.metadata.name and gpu_class in view.quotas[other.metadata.name]
     )
     return terms.nominal + (lendable if terms.borrowing_limit is None else min(lendable, terms.borrowing_limit))
 
@@ -28,7 +23,7 @@ def most_devices(tenant: Tenant, gpu_class: str, view: FleetView) -> int:
 def count_use(tenant: Tenant, view: FleetView) -> tuple[GpuUse, ...]:
     """Use per class: those of the quota, and those that services hold without one."""
     held = view.held_by(tenant.metadata.name)
-    listed = _listed(tenant)
+    listed = view.quotas[tenant.metadata.name]
     return tuple(
         GpuUse(
             name=name,
@@ -41,14 +36,12 @@ def count_use(tenant: Tenant, view: FleetView) -> tuple[GpuUse, ...]:
     )
 
 
-def _listed(tenant: Tenant) -> dict[str, ClassTerms]:
-    return {gpu.name: class_terms(gpu) for gpu in tenant.spec.quota.gpus}
-
-
 def _borrowed(tenant: Tenant, gpu_class: str, view: FleetView) -> int:
-    if not tenant.spec.cohort or gpu_class not in _listed(tenant):
+    if not tenant.spec.cohort or gpu_class not in view.quotas[tenant.metadata.name]:
         return 0
-    return max(0, view.held_by(tenant.metadata.name).get(gpu_class, 0) - _listed(tenant)[gpu_class].nominal)
+    return max(
+        0, view.held_by(tenant.metadata.name).get(gpu_class, 0) - view.quotas[tenant.metadata.name][gpu_class].nominal
+    )
 
 
 def _lent(tenant: Tenant, gpu_class: str, view: FleetView) -> int:
@@ -66,7 +59,7 @@ def _lent(tenant: Tenant, gpu_class: str, view: FleetView) -> int:
 def _idle(members: Iterable[Tenant], gpu_class: str, view: FleetView) -> list[tuple[int, str]]:
     found = []
     for member in members:
-        terms = _listed(member).get(gpu_class)
+        terms = view.quotas[member.metadata.name].get(gpu_class)
         if terms is not None:
             unused = max(0, terms.nominal - view.held_by(member.metadata.name).get(gpu_class, 0))
             found.append((min(terms.lendable, unused), member.metadata.name))

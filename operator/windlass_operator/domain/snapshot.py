@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import Failure, InferenceService
@@ -15,9 +16,11 @@ from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.capabilities import Capabilities
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
-    """Identity of one object of ours. Cluster-scoped kinds have an empty namespace."""
+class Key(NamedTuple):
+    """Identity of one object of ours. Cluster-scoped kinds have an empty namespace.
+
+    A tuple, because the books of a large cohort look keys up a hundred thousand times a second.
+    """
 
     kind: str
     namespace: str

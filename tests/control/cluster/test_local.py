@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import pathlib
 import signal
@@ -305,7 +304,7 @@ async def test_a_status_is_written_only_when_it_differs(tmp_path: pathlib.Path) 
 
     first = await cluster.report(KEY, {"observedGeneration": 1, "tenant": "a"})
     second = await cluster.report(KEY, {"observedGeneration": 1, "tenant": "a"})
-    gone = await cluster.report(dataclasses.replace(KEY, name="other"), {"observedGeneration": 1})
+    gone = await cluster.report(KEY._replace(name="other"), {"observedGeneration": 1})
 
     assert (first, second, gone) == (True, False, False)
     assert changed == [KEY, KEY]
