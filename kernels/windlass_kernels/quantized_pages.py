@@ -145,7 +145,7 @@ def attention(
 def quantize(keys: Tensor, values: Tensor, page_format: PageFormat) -> Tensor:
     """`page_format.quantize_page` of many head pages in torch, bit for bit: two [..., 64, D] to [..., S] uint8."""
     key_parts = _quantize_rows(keys.transpose(-1, -2), page_format.bits)
-    groups = [_quantize_rows(group, page_format.bits) for group in values.split(GROUP_CHANNELS, dim=-1)]
+    groups = [_quantize_rows(group, page_format.bits) for group in torch.split(values, GROUP_CHANNELS, dim=-1)]
     codes = torch.cat([codes for codes, _, _ in groups], dim=-1)
     scales, minima = (torch.stack([group[part] for group in groups], dim=-2) for part in (1, 2))
     parts = [_pack(key_parts[0], page_format.bits), *key_parts[1:], _pack(codes, page_format.bits), scales, minima]

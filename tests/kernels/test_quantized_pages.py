@@ -1,6 +1,4 @@
-"""Quantised pages on the kernels: the bytes of the definition, attention against float64, and bits that do not depend on
-the batch.
-"""
+"""Quantised pages on the kernels: the bytes of the definition, attention against float64, bits no batch changes."""
 
 from __future__ import annotations
 
