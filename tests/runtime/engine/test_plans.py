@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,19 @@ import pytest
 
 from support.checkpoints import ARCHITECTURES, write_checkpoint
 from support.engines import load_rtx_or_skip, open_graph
+from windlass_runtime.checkpoint.config import read_spec
 from windlass_runtime.engine import network
 from windlass_runtime.engine.bindings import Bindings, Kind, load_bindings
 from windlass_runtime.engine.builder import BuiltPlan, build_plan
 from windlass_runtime.engine.builder_log import BuilderLog, make_logger
 from windlass_runtime.engine.config_writer import ConfigWriter, check_targets
-from windlass_runtime.engine.graph import DType, Filled, Graph, Recorder
+from windlass_runtime.engine.graph import DType, Filled, Graph, Quantize, Recorder
 from windlass_runtime.engine.lowering import Lowering
 from windlass_runtime.engine.plan_text import find_expanding_kernels
 from windlass_runtime.engine.shape import PlanShape, profile_ranges
 from windlass_runtime.errors import EngineError, EngineMismatch, EngineUnavailable
+from windlass_runtime.quant.formats import PRESETS
+from windlass_runtime.quant.plan import plan_formats
 
 SHAPE = PlanShape(capacity=128, decode_rows=4, prefill_rows=2, prefill_tokens=32)
 SIZES = {
@@ -80,6 +85,69 @@ def test_a_plan_grows_by_the_bytes_of_its_weights(precision: str, rtx: Bindings,
 
     # Kernels take a few megabytes whatever the width; what a wider model adds is weights.
     assert (sizes[1] - sizes[0]) / (weights[1] - weights[0]) == pytest.approx(1.0, abs=0.05)
+
+
+def test_static_input_scales_of_a_recipe_build_too(rtx: Bindings, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", **SIZES)
+    with open_graph(folder, "INT8", DType.FP16, SHAPE.capacity) as (plain, source):
+        entries = {
+            name: dataclasses.replace(entry, input_scale=0.02 if "proj" in name else 0.0)
+            for name, entry in plan_formats(read_spec(folder), PRESETS["INT8"].formats, 32).items()
+        }
+        graph = network.write_network(read_spec(folder), entries, SHAPE.capacity, DType.FP16)
+        build_plan(rtx, graph, source, ("sm_89",), SHAPE, tmp_path / "plan", lambda *_: None)
+
+    assert sum(isinstance(node.op, Quantize) for node in graph.nodes) == 7
+    assert not any(isinstance(node.op, Quantize) for node in plain.nodes)
+    assert find_expanding_kernels(tmp_path / "plan") == ()
+
+
+USED_NAMES = [
+    "add_attention_v2",
+    "add_kv_cache_update",
+    "add_rotary_embedding",
+    "add_dequantize",
+    "add_quantize",
+    "add_gather_v2",
+    "add_cast",
+    "add_matrix_multiply",
+    "add_elementwise",
+    "add_activation",
+    "add_unary",
+    "add_reduce",
+    "add_shuffle",
+    "add_constant",
+    "LOWER_RIGHT",
+    "key_value_lengths",
+    "decomposable",
+    "num_elementwise_dims",
+    "first_transpose",
+    "second_transpose",
+    "reshape_dims",
+    "progress_monitor",
+    "build_serialized_network_to_stream",
+    "IStreamWriter",
+    "add_optimization_profile",
+    "deserialize_cuda_engine",
+    "SIGMOID",
+    "RECIP",
+    "set_optimization_profile_async",
+    "execute_async_v3",
+    "set_tensor_address",
+    "set_input_shape",
+    "get_tensor_mode",
+]
+
+
+@pytest.mark.parametrize("package", ["tensorrt_bindings", "tensorrt_rtx_bindings"])
+def test_both_packages_have_every_name_that_is_used(package: str) -> None:
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        pytest.skip(f"{package} is not installed")
+    libraries = [path.read_bytes() for path in Path(found.submodule_search_locations[0]).glob("*.so")]
+
+    assert libraries
+    assert [name for name in USED_NAMES if not any(name.encode() in data for data in libraries)] == []
 
 
 def lower(rtx: Bindings, folder: Path) -> tuple[Any, Any, Graph, Lowering]:
