@@ -64,6 +64,8 @@ class LaunchSpec:
     tenant: str = ""
     """Owner of every request to this replica; empty when the namespace belongs to no tenant."""
     device: Device = Device.CPU
+    device_count: int = 1
+    """Devices that the layers are split over, the first ones there are. On a CPU, a rehearsal within its one memory."""
     precision: Precision = Precision.AUTO
     recipe: str = ""
     """Folder of the recipe for a precision of integers; empty looks for one in the model's folder."""
@@ -85,7 +87,11 @@ class LaunchSpec:
 
     def to_json(self) -> str:
         """Render with sorted keys, so that equal specs have equal bytes (and equal config hashes)."""
-        values = {name: value for name, value in dataclasses.asdict(self).items() if value or name not in _OMITTED}
+        values = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in _OMITTED or getattr(self, field.name) != field.default
+        }
         return json.dumps({"version": VERSION, **values}, indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -104,8 +110,8 @@ class LaunchSpec:
         return cls(**{field.name: _parse(field, data) for field in fields})
 
 
-_OMITTED: Final = frozenset({"engine_store", "recipe"})
-"""Left out while empty: an operator that learnt a field must not restart the replicas that do without it."""
+_OMITTED: Final = frozenset({"device_count", "engine_store", "recipe"})
+"""Left out while they have their defaults: an operator that learnt a field must not restart replicas without it."""
 _SCALARS: Final[Mapping[str, type]] = {"str": str, "int": int, "float": float}
 _ENUMS: Final[Mapping[str, type[enum.StrEnum]]] = {"Device": Device, "Precision": Precision}
 

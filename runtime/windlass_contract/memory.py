@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from windlass_contract.launch_spec import INTEGERS, Precision
+from windlass_contract.layer_split import ModelParts
 
 PAGE_TOKENS: Final = 64
 """Positions of one key/value page."""
@@ -112,9 +113,17 @@ def step_bytes(
 
 
 def weight_bytes(shape: ModelShape, precision: Precision) -> int:
-    """Bytes of all weights. Integers come with their scales; a head of its own format is kept beside the embedding."""
+    """Bytes of all weights on one device."""
+    return weight_parts(shape, precision).total
+
+
+def weight_parts(shape: ModelShape, precision: Precision) -> ModelParts:
+    """The same by part. Integers come with their scales; a head of its own format is kept beside the embedding."""
+    element = ELEMENT_BYTES[precision]
+    norm = shape.hidden_size * element
     if precision not in INTEGERS:
-        return shape.parameters * ELEMENT_BYTES[precision]
+        layer, table = (shape.attention_size + shape.feed_forward_elements) * element, shape.table_size * element
+        return ModelParts((layer + 2 * norm,) * shape.layers, table, table + norm, table if shape.tied_head else 0)
     attention_rows = (shape.query_heads + 2 * shape.key_value_heads) * shape.head_size + shape.hidden_size
     feed_forward_rows = 2 * shape.feed_forward_size + shape.hidden_size
     attention = _eight_bits(shape.attention_size, attention_rows)
@@ -122,8 +131,9 @@ def weight_bytes(shape: ModelShape, precision: Precision) -> int:
         feed_forward = _eight_bits(shape.feed_forward_elements, feed_forward_rows)
     else:
         feed_forward = _four_bits(shape.feed_forward_elements)
-    tables = _four_bits(shape.table_size) + _eight_bits(shape.table_size, shape.vocabulary_size)
-    return shape.layers * (attention + feed_forward) + tables + shape.norms * ELEMENT_BYTES[precision]
+    head = _eight_bits(shape.table_size, shape.vocabulary_size)
+    layer = attention + feed_forward + 2 * norm
+    return ModelParts((layer,) * shape.layers, _four_bits(shape.table_size), head + norm)
 
 
 def _eight_bits(elements: int, rows: int) -> int:

@@ -39,6 +39,7 @@ def load_model(spec: LaunchSpec) -> LoadedModel:
     backend = load_backend(
         folder,
         device=spec.device,
+        device_count=spec.device_count,
         precision=spec.precision,
         recipe=Path(spec.recipe.removeprefix("file://")) if spec.recipe else None,
         cache_bytes=spec.cache_bytes,

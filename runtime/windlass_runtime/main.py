@@ -39,6 +39,7 @@ def _launch_options(command: Any) -> Any:
     """Options that are fields of LaunchSpec; left out, the field keeps its default."""
     options = [
         click.option("--device", type=click.Choice([member.value for member in Device], case_sensitive=False)),
+        click.option("--device-count", type=click.IntRange(min=1), help="Devices that share the layers; default: 1."),
         click.option("--precision", type=click.Choice([member.value for member in Precision], case_sensitive=False)),
         click.option(
             "--recipe",

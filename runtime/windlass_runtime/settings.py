@@ -14,6 +14,8 @@ class InferenceConfig:
 
     device: str = "cpu"
     """`cpu` or `cuda`."""
+    device_count: int = 1
+    """Devices that the layers are split over; on a CPU, shares of its one memory."""
     precision: str = "Auto"
     """`Auto`, `FP32`, `BF16`, `FP16`, `INT8` or `INT4`, in any case; Auto follows the checkpoint where the device
     computes in it, INT8 and INT4 the model's recipe."""
@@ -38,7 +40,7 @@ class InferenceConfig:
         _choose(Precision, "precision", self.precision)
         for name in ("cache_bytes", "max_sequence_tokens"):
             _expect_at_least(name, getattr(self, name), 0)
-        for name in ("max_running_requests", "step_tokens"):
+        for name in ("device_count", "max_running_requests", "step_tokens"):
             _expect_at_least(name, getattr(self, name), 1)
         _refuse("sparse_activation", self.sparse_activation, False)
         _refuse("kv_cache_quantization", self.kv_cache_quantization, 16)
@@ -50,6 +52,7 @@ class InferenceConfig:
             model_uri=model_uri,
             served_name=model_uri,
             device=_choose(Device, "device", self.device),
+            device_count=self.device_count,
             precision=_choose(Precision, "precision", self.precision),
             recipe=self.recipe,
             cache_bytes=self.cache_bytes,

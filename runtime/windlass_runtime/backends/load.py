@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +11,7 @@ import torch
 
 from windlass_contract import memory
 from windlass_contract.launch_spec import INTEGERS, Device, Precision
+from windlass_contract.layer_split import LayerSplit, split_layers
 from windlass_kernels import ops
 from windlass_runtime.backends.torch_backend import TorchBackend
 from windlass_runtime.checkpoint.config import read_spec
@@ -18,10 +19,11 @@ from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.checkpoint.tensors import CheckpointTensors
 from windlass_runtime.errors import CapacityError, RecipeError
 from windlass_runtime.kv.store import PageStore, choose_page_count
-from windlass_runtime.model.decoder import Decoder
+from windlass_runtime.model.arithmetic import Arithmetic
+from windlass_runtime.model.decoder import Decoder, Stage
 from windlass_runtime.model.kernel_arithmetic import KernelArithmetic
 from windlass_runtime.model.torch_arithmetic import TorchArithmetic
-from windlass_runtime.model.weights import load_weights, weight_bytes
+from windlass_runtime.model.weights import load_weights, weight_parts
 from windlass_runtime.quant.find import open_overlay
 from windlass_runtime.quant.recipe import TensorRecipe
 
@@ -43,6 +45,7 @@ def load_backend(
     folder: Path,
     *,
     device: Device = Device.CPU,
+    device_count: int = 1,
     precision: Precision = Precision.AUTO,
     recipe: Path | None = None,
     cache_bytes: int = 0,
@@ -56,8 +59,8 @@ def load_backend(
     Raises CheckpointError for the folder, RecipeError for the recipe, CapacityError for the machine.
     """
     spec = read_spec(folder)
-    target = _find_device(device)
-    dtype = choose_dtype(precision, spec, target)
+    targets = _find_devices(device, device_count)
+    dtype = choose_dtype(precision, spec, targets[0])
     limit = min(max_sequence_tokens, spec.max_positions) if max_sequence_tokens else spec.max_positions
     preset = precision.value if precision in INTEGERS else None
     with (
@@ -65,25 +68,32 @@ def load_backend(
         CheckpointTensors(folder, spec) as tensors,
         open_overlay(folder, spec, tensors, preset, _allow_recipe(recipe, precision)) as overlay,
     ):
-        kernels = target.type == "cpu" and bool(ops.available())
+        kernels = device is Device.CPU and bool(ops.available())
         # The kernels widen weights as they read them: half formats stay half as large and cost no accuracy.
         weight_dtype = _STORED[spec.stored_dtype] if kernels and precision not in _DTYPES else dtype
-        _refuse_oversized(spec, weight_dtype, target, {} if overlay is None else overlay.entries)
+        split = _place(spec, weight_dtype, targets, {} if overlay is None else overlay.entries)
+        devices = [target for target, layers in zip(targets, split.stages, strict=True) for _ in layers]
         # The kernels keep activations and norms in FP32; torch wants one format throughout.
         norm_dtype = torch.float32 if kernels else dtype
-        weights = load_weights(spec, tensors, dtype=weight_dtype, norm_dtype=norm_dtype, device=target, overlay=overlay)
+        weights = load_weights(
+            spec, tensors, dtype=weight_dtype, norm_dtype=norm_dtype, devices=devices, overlay=overlay
+        )
     page_count = choose_page_count(
         spec,
         dtype,
         cache_bytes=cache_bytes,
-        free_bytes=observe_free_bytes(target) - _step_bytes(spec, step_tokens),
+        free_bytes=_pool_bytes(targets, split, _step_bytes(spec, step_tokens)),
         max_running_requests=max_running_requests,
         max_sequence_tokens=limit,
     )
     with torch.inference_mode():
-        store = PageStore(spec, page_count, dtype=dtype, device=target)
-    arithmetic = KernelArithmetic(spec) if kernels else TorchArithmetic(spec, target, dtype)
-    return TorchBackend(Decoder(spec, weights, arithmetic), store, limit)
+        store = PageStore(spec, page_count, dtype=dtype, devices=devices)
+
+    def arithmetic(target: torch.device) -> Arithmetic:
+        return KernelArithmetic(spec) if kernels else TorchArithmetic(spec, target, dtype)
+
+    stages = [Stage(layers, target, arithmetic(target)) for target, layers in zip(targets, split.stages, strict=True)]
+    return TorchBackend(Decoder(spec, weights, stages), store, limit)
 
 
 def choose_dtype(precision: Precision, spec: ModelSpec, device: torch.device) -> torch.dtype:
@@ -112,12 +122,17 @@ def observe_free_bytes(device: torch.device) -> int:
         return free
 
 
-def _find_device(device: Device) -> torch.device:
-    if device is Device.CUDA and not torch.cuda.is_available():
+def _find_devices(device: Device, count: int) -> tuple[torch.device, ...]:
+    if device is Device.CPU:
+        return (torch.device("cpu"),) * count
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not found:
         raise CapacityError(
             "device: expected a CUDA device, found none; check the driver and the torch build, or use cpu"
         )
-    return torch.device(device.value)
+    if found < count:
+        raise CapacityError(f"device_count: expected at most the {found} CUDA devices that are visible, found {count}")
+    return tuple(torch.device("cuda", index) for index in range(count))
 
 
 def _allow_recipe(recipe: Path | None, precision: Precision) -> Path | None:
@@ -126,13 +141,34 @@ def _allow_recipe(recipe: Path | None, precision: Precision) -> Path | None:
     return recipe
 
 
-def _refuse_oversized(
-    spec: ModelSpec, dtype: torch.dtype, device: torch.device, entries: Mapping[str, TensorRecipe]
-) -> None:
-    needed, free = weight_bytes(spec, dtype, entries), observe_free_bytes(device)
-    if needed > free:
+def _place(
+    spec: ModelSpec, dtype: torch.dtype, targets: Sequence[torch.device], entries: Mapping[str, TensorRecipe]
+) -> LayerSplit:
+    """Which layers each device gets. Raises CapacityError where the weights fit no way."""
+    parts, free = weight_parts(spec, dtype, entries), _free_shares(targets)
+    split = split_layers(parts, free)
+    if split is None:
+        raise CapacityError(
+            f"device_count: expected at most the model's {spec.layer_count} layers, found {len(targets)}"
+        )
+    if any(parts.on(layers) > have for layers, have in zip(split.stages, free, strict=True)):
         kept = str(dtype).removeprefix("torch.") + (" and integers" if entries else "")
-        raise CapacityError(f"weights: need {needed} bytes as {kept}, {free} free on {device}")
+        where = ", ".join(f"{have} free on {target}" for have, target in zip(free, targets, strict=True))
+        raise CapacityError(f"weights: need {parts.total} bytes as {kept}, {where}")
+    return split
+
+
+def _free_shares(targets: Sequence[torch.device]) -> tuple[int, ...]:
+    """Memory that can still be taken on each device; stages on the same one share it."""
+    return tuple(observe_free_bytes(target) // targets.count(target) for target in targets)
+
+
+def _pool_bytes(targets: Sequence[torch.device], split: LayerSplit, step_bytes: int) -> int:
+    """Most bytes of pages over all devices: each page needs its part of every one, so the tightest bounds them all."""
+    rooms = [
+        (have - step_bytes) // len(layers) for have, layers in zip(_free_shares(targets), split.stages, strict=True)
+    ]
+    return min(rooms) * sum(map(len, split.stages))
 
 
 def _step_bytes(spec: ModelSpec, step_tokens: int) -> int:

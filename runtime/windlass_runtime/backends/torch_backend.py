@@ -1,4 +1,4 @@
-"""Execute engine steps with torch, on a CPU or one GPU."""
+"""Execute engine steps with torch, on a CPU or on GPUs that share the layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TorchBackend:
     def __init__(self, decoder: Decoder, store: PageStore, max_sequence_tokens: int) -> None:
         self._decoder: Decoder | None = decoder
         self._store: PageStore | None = store
-        self._device = decoder.weights.embedding.device
+        self._devices = tuple(stage.device for stage in decoder.stages)
         self._info = BackendInfo(
             vocabulary_size=decoder.spec.vocabulary_size,
             page_tokens=PAGE_TOKENS,
@@ -37,19 +37,23 @@ class TorchBackend:
         """Compute one step; see `Backend.step`."""
         if self._decoder is None or self._store is None:
             raise ValueError("step on a closed backend")
-        step = lay_out(batch.rows, self._device)
+        step = lay_out(batch.rows, self._devices[0])
         wanted = [span.stop - 1 for span, row in zip(step.spans, batch.rows, strict=True) if row.wants_logits]
         try:
             return self._decoder.forward(
-                step, self._store, torch.tensor(wanted, dtype=torch.int64, device=self._device)
+                step, self._store, torch.tensor(wanted, dtype=torch.int64, device=self._devices[-1])
             )
         except torch.OutOfMemoryError as exc:
             raise CapacityError(
-                f"engine step of {len(step.token_ids)} tokens: no memory left on {self._device} for it"
+                f"engine step of {len(step.token_ids)} tokens: no memory left on {_list(self._devices)} for it"
             ) from exc
 
     def close(self) -> None:
         """Drop weights and pages; idempotent."""
         self._decoder = self._store = None
-        if self._device.type == "cuda":
+        if self._devices[0].type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _list(devices: tuple[torch.device, ...]) -> str:
+    return " or ".join(str(device) for device in dict.fromkeys(devices))

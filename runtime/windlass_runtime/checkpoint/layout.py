@@ -32,6 +32,11 @@ def layer_prefix(layer: int) -> str:
     return f"model.layers.{layer}."
 
 
+def layer_of(name: str) -> int:
+    """The layer that a tensor with such a leading part belongs to."""
+    return int(name.split(".", 3)[2])
+
+
 def is_ignorable(name: str, spec: ModelSpec) -> bool:
     """Whether a surplus tensor changes nothing: a tied head stored twice, or rotary tables that old writers kept."""
     return (spec.tied_head and name == HEAD) or name.endswith("rotary_emb.inv_freq")

@@ -49,7 +49,7 @@ class LayerStream:
         self._length = length
         self._together = max(1, _STEP_TOKENS // length)
         pages = self._together * sequence_pages(length)
-        self._store = PageStore(replace(spec, windows=(None,)), pages, dtype=torch.float32, device=CPU)
+        self._store = PageStore(replace(spec, windows=(None,)), pages, dtype=torch.float32, devices=(CPU,))
 
     def embed(self, tokens: Tokens, table: Matrix, hidden: np.ndarray) -> None:
         """Fill hidden [S, L, E]."""

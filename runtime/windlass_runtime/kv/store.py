@@ -1,10 +1,11 @@
-"""The key/value page pool on one device: two tensors per layer, written by slot and read by page id.
+"""The key/value page pool: two tensors per layer on that layer's device, written by slot and read by page id.
 
 Which sequence owns which page is decided elsewhere (`kv.pages`); this module knows only numbers of pages.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,13 +35,13 @@ def choose_page_count(
     """How many pages to hold. Raises CapacityError when one longest sequence would not fit.
 
     cache_bytes  size of the pool; 0 fits `max_running_requests` full sequences within a safe share of `free_bytes`
-    free_bytes   memory free on the device after the weights
+    free_bytes   memory free for it after the weights; of several devices, as much as the fullest lets all of them use
     """
     one_page, one_sequence = page_bytes(spec, dtype), sequence_pages(max_sequence_tokens)
     affordable = int(free_bytes * CACHE_SHARE) // one_page
     count = cache_bytes // one_page if cache_bytes else min(max_running_requests * one_sequence, affordable)
     if cache_bytes > free_bytes:
-        raise CapacityError(f"key/value cache: need {cache_bytes} bytes as configured, {free_bytes} free on the device")
+        raise CapacityError(f"key/value cache: need {cache_bytes} bytes as configured, {free_bytes} free for it")
     if count < one_sequence:
         had = (
             f"{cache_bytes} configured"
@@ -86,20 +87,24 @@ class LayerPages:
 class PageStore:
     """The pool. Pages hold whatever was written last; positions never written hold nothing of meaning."""
 
-    def __init__(self, spec: ModelSpec, page_count: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        """Reserve everything at once. Raises CapacityError."""
+    def __init__(
+        self, spec: ModelSpec, page_count: int, *, dtype: torch.dtype, devices: Sequence[torch.device]
+    ) -> None:
+        """Reserve everything at once; `devices` has one entry per layer. Raises CapacityError."""
         shape = (page_count, spec.key_value_heads, PAGE_TOKENS, spec.head_size)
         self.page_count = page_count
         self.size_bytes = page_count * page_bytes(spec, dtype)
         # Padded reads on a GPU meet positions never written, where anything but a number would spread through the mask.
         # On a CPU nothing is read before it is written, and memory never touched is never taken.
-        allocate = torch.empty if device.type == "cpu" else torch.zeros
+
+        def allocate(device: torch.device) -> torch.Tensor:
+            return (torch.empty if device.type == "cpu" else torch.zeros)(shape, dtype=dtype, device=device)
+
+        assert len(devices) == spec.layer_count
         try:
-            self.layers = tuple(
-                LayerPages(allocate(shape, dtype=dtype, device=device), allocate(shape, dtype=dtype, device=device))
-                for _ in range(spec.layer_count)
-            )
+            self.layers = tuple(LayerPages(allocate(device), allocate(device)) for device in devices)
         except (torch.OutOfMemoryError, RuntimeError) as exc:
+            where = " and ".join(str(device) for device in dict.fromkeys(devices))
             raise CapacityError(
-                f"key/value cache: need {self.size_bytes} bytes on {device}, the allocation failed"
+                f"key/value cache: need {self.size_bytes} bytes on {where}, the allocation failed"
             ) from exc

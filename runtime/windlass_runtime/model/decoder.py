@@ -1,6 +1,13 @@
-"""The decoder: one forward pass over a ragged step, for every family, driven by the spec and the loaded weights."""
+"""The decoder: one forward pass over a ragged step, for every family, driven by the spec and the loaded weights.
+
+Layers may lie on several devices. A step visits them one after the other: what layers share is copied where it crosses
+to the next device, so every layer computes the same numbers as on one device.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -11,34 +18,68 @@ from windlass_runtime.model.ragged import RaggedStep
 from windlass_runtime.model.weights import LayerWeights, Weights
 
 
-class Decoder:
-    """A model on one device. Holds no state between steps besides its weights."""
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Neighbouring layers on one device, and what computes them."""
 
-    def __init__(self, spec: ModelSpec, weights: Weights, arithmetic: Arithmetic) -> None:
+    layers: range
+    device: torch.device
+    arithmetic: Arithmetic
+
+
+class Decoder:
+    """A model on one device or several. Holds no state between steps besides its weights."""
+
+    def __init__(self, spec: ModelSpec, weights: Weights, stages: Sequence[Stage]) -> None:
+        """`stages` cover all layers in order; the first also has the embedding, the last the head."""
+        assert [layer for stage in stages for layer in stage.layers] == list(range(spec.layer_count))
         self.spec = spec
         self.weights = weights
-        self._arithmetic = arithmetic
+        self.stages = tuple(stages)
 
     def forward(self, step: RaggedStep, store: PageStore, logit_rows: torch.Tensor) -> torch.Tensor:
         """Compute a step and write its keys and values into the store.
 
+        step              on the first stage's device; `logit_rows` and the result are on the last one's
         logit_rows  [N] int64     indices into the step's T tokens whose logits are wanted
         returns     [N, V] float32, newly allocated
         """
-        arithmetic, attention = self._arithmetic, self._arithmetic.begin(step)
-        residual = arithmetic.embed(step.token_ids, self.weights.embedding)
-        normed, delta = arithmetic.norm(residual, self.weights.layers[0].attention_norm), residual
-        for index, (weights, pages) in enumerate(zip(self.weights.layers, store.layers, strict=True)):
-            if index:
-                normed = arithmetic.add_norm(residual, delta, weights.attention_norm)
-            delta = decode_layer(arithmetic, attention, residual, normed, weights, pages, self.spec.windows[index])
+        first, *others = self.stages
+        residual = first.arithmetic.embed(step.token_ids, self.weights.embedding)
+        delta = self._run(first, step, store, residual, None)
+        for stage in others:
+            step, residual, delta = step.on(stage.device), residual.to(stage.device), delta.to(stage.device)
+            delta = self._run(stage, step, store, residual, delta)
         return self._logits(residual.index_select(0, logit_rows), delta.index_select(0, logit_rows))
+
+    def _run(
+        self, stage: Stage, step: RaggedStep, store: PageStore, residual: torch.Tensor, delta: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Layers of one stage.
+
+        residual  [T, E]  gains what all but the last layer add, in place
+        delta     [T, E]  what the layer before adds, consumed; None before the first layer
+        returns   [T, E]  what the last layer adds
+        """
+        arithmetic, attention = stage.arithmetic, stage.arithmetic.begin(step)
+        for index in stage.layers:
+            weights = self.weights.layers[index]
+            if delta is None:
+                normed = arithmetic.norm(residual, weights.attention_norm)
+            else:
+                normed = arithmetic.add_norm(residual, delta, weights.attention_norm)
+            delta = decode_layer(
+                arithmetic, attention, residual, normed, weights, store.layers[index], self.spec.windows[index]
+            )
+        assert delta is not None
+        return delta
 
     def _logits(self, residual: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         if not len(residual):
             return residual.new_empty((0, self.spec.vocabulary_size), dtype=torch.float32)
-        normed = self._arithmetic.add_norm(residual, delta, self.weights.final_norm)
-        return self._arithmetic.project(normed, self.weights.head).float()
+        arithmetic = self.stages[-1].arithmetic
+        normed = arithmetic.add_norm(residual, delta, self.weights.final_norm)
+        return arithmetic.project(normed, self.weights.head).float()
 
 
 def decode_layer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -64,6 +64,11 @@ class RaggedStep:
     """[R, B]: page ids of each sequence, oldest first, padded with 0."""
     spans: tuple[Span, ...]
     """R, in order of `first`."""
+
+    def on(self, device: torch.device) -> RaggedStep:
+        """The same step on another device."""
+        names = ("token_ids", "positions", "slots", "row_of", "page_tables")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
 def lay_out(chunks: Sequence[SequenceChunk], device: torch.device) -> RaggedStep:

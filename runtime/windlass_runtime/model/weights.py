@@ -7,12 +7,13 @@ checkpoint's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
+from windlass_contract.layer_split import ModelParts
 from windlass_kernels import packed
 from windlass_runtime.checkpoint import layout
 from windlass_runtime.checkpoint.spec import ModelSpec
@@ -79,7 +80,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A whole model on one device. Norms may be kept in a wider format than matrices."""
+    """A whole model, each layer on one device. Norms may be kept in a wider format than matrices."""
 
     embedding: Matrix
     """[V, E]"""
@@ -87,16 +88,31 @@ class Weights:
     final_norm: torch.Tensor
     """[E]"""
     head: Projection
-    """[V, E]; the embedding itself when tied."""
+    """[V, E]; the embedding itself when tied and on its device."""
     size_bytes: int
 
 
 def weight_bytes(spec: ModelSpec, dtype: torch.dtype, entries: Mapping[str, TensorRecipe] | None = None) -> int:
-    """Bytes the weights will take, known before any is read; `entries` say which become integers."""
-    kept, shapes = entries or {}, layout.expected_tensors(spec)
-    if layout.HEAD in kept:
-        shapes.setdefault(layout.HEAD, shapes[layout.EMBEDDING])
-    return sum(_tensor_bytes(torch.Size(shape), dtype, kept.get(name)) for name, shape in shapes.items())
+    """Bytes the weights will take on one device, known before any is read; `entries` say which become integers."""
+    return weight_parts(spec, dtype, entries).total
+
+
+def weight_parts(spec: ModelSpec, dtype: torch.dtype, entries: Mapping[str, TensorRecipe] | None = None) -> ModelParts:
+    """The same by what must stay on one device."""
+    kept = entries or {}
+    sizes = {
+        name: _tensor_bytes(torch.Size(shape), dtype, kept.get(name))
+        for name, shape in layout.expected_tensors(spec).items()
+    }
+    embedding, norm, head = sizes.pop(layout.EMBEDDING), sizes.pop(layout.FINAL_NORM), sizes.pop(layout.HEAD, None)
+    tied = spec.tied_head and layout.HEAD not in kept
+    if head is None:
+        table = torch.Size((spec.vocabulary_size, spec.hidden_size))
+        head = embedding if tied else _tensor_bytes(table, dtype, kept[layout.HEAD])
+    layers = [0] * spec.layer_count
+    for name, size in sizes.items():
+        layers[layout.layer_of(name)] += size
+    return ModelParts(tuple(layers), embedding, head + norm, embedding if tied else 0)
 
 
 def _tensor_bytes(shape: torch.Size, dtype: torch.dtype, entry: TensorRecipe | None) -> int:
@@ -113,16 +129,23 @@ def load_weights(
     *,
     dtype: torch.dtype,
     norm_dtype: torch.dtype,
-    device: torch.device,
+    devices: Sequence[torch.device],
     overlay: Overlay | None = None,
 ) -> Weights:
-    """Read the model. Peak memory is the result plus one read chunk, or one packed projection unpacked."""
-    reader = LayerReader(spec, tensors, dtype, norm_dtype, device, overlay)
-    embedding = reader.read_embedding()
-    layers = tuple(reader.read_layer(layer) for layer in range(spec.layer_count))
-    final_norm, head = reader.read_final_norm(), reader.read_head(embedding)
-    entries = {name: entry for name in _all_names(spec) if (entry := reader.entry(name)) is not None}
-    return Weights(embedding, layers, final_norm, head, weight_bytes(spec, dtype, entries))
+    """Read the model. Peak memory is the result plus one read chunk, or one packed projection unpacked.
+
+    devices  one per layer; the embedding is with the first, final norm and head with the last
+    """
+    assert len(devices) == spec.layer_count
+    first = LayerReader(spec, tensors, dtype, norm_dtype, devices[0], overlay)
+    last = replace(first, device=devices[-1])
+    embedding = first.read_embedding()
+    layers = tuple(replace(first, device=device).read_layer(layer) for layer, device in enumerate(devices))
+    alone = devices[0] == devices[-1]
+    final_norm, head = last.read_final_norm(), last.read_head(embedding if alone else None)
+    entries = {name: entry for name in _all_names(spec) if (entry := first.entry(name)) is not None}
+    parts = weight_parts(spec, dtype, entries)
+    return Weights(embedding, layers, final_norm, head, parts.total + (0 if alone else parts.shared))
 
 
 def _all_names(spec: ModelSpec) -> list[str]:

@@ -61,7 +61,7 @@ def test_a_pool_that_cannot_hold_one_sequence_is_refused_with_the_arithmetic(
 
 
 def test_what_is_written_is_gathered_in_the_order_of_the_page_table() -> None:
-    layer = PageStore(SPEC, 4, dtype=torch.float32, device=torch.device("cpu")).layers[1]
+    layer = PageStore(SPEC, 4, dtype=torch.float32, devices=(torch.device("cpu"),) * SPEC.layer_count).layers[1]
     layer.keys.zero_()
     keys, values = torch.randn(70, 2, 12), torch.randn(70, 2, 12)
     positions = torch.arange(70)
@@ -77,4 +77,4 @@ def test_what_is_written_is_gathered_in_the_order_of_the_page_table() -> None:
 
 def test_a_pool_beyond_all_memory_is_refused() -> None:
     with pytest.raises(CapacityError, match="the allocation failed"):
-        PageStore(SPEC, 2**40, dtype=torch.float32, device=torch.device("cpu"))
+        PageStore(SPEC, 2**40, dtype=torch.float32, devices=(torch.device("cpu"),) * SPEC.layer_count)

@@ -33,7 +33,7 @@ def build_step(*shapes: tuple[int, int]) -> RaggedStep:
 
 
 def fill_pages() -> PageStore:
-    store = PageStore(SPEC, 40, dtype=torch.float32, device=CPU)
+    store = PageStore(SPEC, 40, dtype=torch.float32, devices=(CPU,) * SPEC.layer_count)
     torch.manual_seed(5)
     for part in (store.layers[0].keys, store.layers[0].values):
         part.normal_()

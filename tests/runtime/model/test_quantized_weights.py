@@ -16,7 +16,7 @@ from windlass_runtime.backends.base import Batch, Row
 from windlass_runtime.backends.load import load_backend
 from windlass_runtime.backends.torch_backend import TorchBackend
 from windlass_runtime.kv.store import PageStore
-from windlass_runtime.model.decoder import Decoder
+from windlass_runtime.model.decoder import Decoder, Stage
 from windlass_runtime.model.ragged import lay_out
 from windlass_runtime.model.torch_arithmetic import TorchArithmetic
 from windlass_runtime.model.weights import LayerWeights, Projection, Weights
@@ -55,8 +55,10 @@ def reference_logits(folder: Path, precision: Precision) -> torch.Tensor:
     decoder = load_backend(folder, precision=precision, max_sequence_tokens=64)._decoder
     assert decoder is not None
     spec, cpu = decoder.spec, torch.device("cpu")
-    exact = Decoder(spec, widen(decoder.weights), TorchArithmetic(spec, cpu, torch.float64))
-    step, store = lay_out(ROWS, cpu), PageStore(spec, len(ROWS), dtype=torch.float64, device=cpu)
+    stage = Stage(range(spec.layer_count), cpu, TorchArithmetic(spec, cpu, torch.float64))
+    exact = Decoder(spec, widen(decoder.weights), [stage])
+    devices = (cpu,) * spec.layer_count
+    step, store = lay_out(ROWS, cpu), PageStore(spec, len(ROWS), dtype=torch.float64, devices=devices)
     return exact.forward(step, store, torch.tensor([span.stop - 1 for span in step.spans])).double()
 
 
