@@ -277,8 +277,8 @@ BROKEN_INPUTS: dict[str, list[Expected]] = {
             "one of the fields namespaces, quota,",
         ),
     ],
-    "several-gpus.yaml": [
-        (10, "spec.accelerator.count", "number 4", "a whole number of 1"),
+    "too-many-gpus.yaml": [
+        (10, "spec.accelerator.count", "number 17", "a whole number of 1 to 16"),
     ],
     "snake-case.yaml": [
         (8, "spec.scaling.maxReplicas", "nothing", "a whole number of 1 to 1000"),

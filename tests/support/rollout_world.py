@@ -37,6 +37,10 @@ class Pod:
     template: str
     phase: str
     gpu_class: str
+    size: int = 1
+    """Devices."""
+    node: int = -1
+    """Index of its node in `World.devices`; -1 while it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,10 @@ class Service:
     """Class the user asks for."""
     template: str = "a"
     """Template of the Deployment."""
+    size: int = 1
+    """Devices per replica that the user asks for."""
     written_class: str = "h200"
+    written_size: int = 1
     seen: str = "a"
     """Template that the controller works towards."""
     scaled: int = 0
@@ -85,7 +92,8 @@ class Service:
     @property
     def done(self) -> bool:
         """Whether every pod is of the wanted template and serves."""
-        return self.template == self.target and self.pods == self.wanted * (Pod(self.target, READY, self.gpu_class),)
+        served = [pod.template == self.target and pod.phase == READY for pod in self.pods]
+        return self.template == self.target and len(served) == self.wanted and all(served)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,7 @@ class Edit:
     name: str
     target: str
     gpu_class: str = "h200"
+    size: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """Pods outside our books hold so many devices from now on."""
+    """Pods outside our books hold so many devices of the first node of a class from now on."""
 
     gpu_class: str
     devices: int
@@ -130,9 +139,9 @@ class World:
 
     services: tuple[Service, ...]
     devices: tuple[tuple[str, int], ...]
-    """Devices per class."""
+    """Class and devices of each node."""
     foreign: tuple[tuple[str, int], ...] = ()
-    """Devices per class that pods outside our books hold."""
+    """Devices of the first node per class that pods outside our books hold."""
     broken: frozenset[str] = frozenset()
     """Templates whose pods never become ready."""
     quota: int | None = None
@@ -140,10 +149,20 @@ class World:
     events: tuple[Event, ...] = ()
     """What users, autoscalers and strangers will still do, in this order and at any time."""
 
+    def free_on(self, node: int) -> int:
+        """Devices of a node that nobody holds, as the scheduler sees it."""
+        gpu_class, devices = self.devices[node]
+        first = next(index for index, (name, _) in enumerate(self.devices) if name == gpu_class)
+        foreign = dict(self.foreign).get(gpu_class, 0) if node == first else 0
+        return devices - foreign - sum(pod.size for one in self.services for pod in one.pods if pod.node == node)
+
     def free(self, gpu_class: str) -> int:
-        """Devices that nobody holds, as the scheduler sees it."""
-        held = sum(pod.phase in PLACED and pod.gpu_class == gpu_class for one in self.services for pod in one.pods)
-        return dict(self.devices).get(gpu_class, 0) - dict(self.foreign).get(gpu_class, 0) - held
+        """Devices of a class that nobody holds."""
+        return sum(self.free_on(node) for node, (name, _) in enumerate(self.devices) if name == gpu_class)
+
+    def nodes_for(self, gpu_class: str, size: int) -> list[int]:
+        """Nodes that have room for one more pod."""
+        return [node for node, (name, _) in enumerate(self.devices) if name == gpu_class and self.free_on(node) >= size]
 
     def with_service(self, service: Service) -> World:
         """The world with one service changed."""
@@ -151,9 +170,14 @@ class World:
         return replace(self, services=tuple(others[one.name] for one in self.services))
 
 
-def settled(name: str, wanted: int, min_available: int, *, gpu_class: str = "h200", broken: int = 0) -> Service:
-    """A service that runs template `a`; some of its pods may be broken."""
-    pods = (*[Pod("a", BROKEN, gpu_class)] * broken, *[Pod("a", READY, gpu_class)] * (wanted - broken))
+def settled(
+    name: str, wanted: int, min_available: int, *, gpu_class: str = "h200", broken: int = 0, node: int = 1
+) -> Service:
+    """A service that runs template `a` with one device per replica on one node; some of its pods may be broken."""
+    pods = (
+        *[Pod("a", BROKEN, gpu_class, node=node)] * broken,
+        *[Pod("a", READY, gpu_class, node=node)] * (wanted - broken),
+    )
     return Service(
         name,
         wanted,
@@ -166,15 +190,24 @@ def settled(name: str, wanted: int, min_available: int, *, gpu_class: str = "h20
     )
 
 
+def settled_on(name: str, size: int, nodes: Iterable[int], min_available: int) -> Service:
+    """A service that runs template `a` with `size` devices per replica, one replica on each of some nodes."""
+    pods = tuple(Pod("a", READY, "h200", size, node) for node in sorted(nodes))
+    wanted = len(pods)
+    sets = (("a", wanted),)
+    return Service(name, wanted, min_available, size=size, written_size=size, scaled=wanted, sets=sets, pods=pods)
+
+
 def happen(world: World) -> World:
     """The next event comes."""
     event, left = world.events[0], replace(world, events=world.events[1:])
     if isinstance(event, Foreign):
-        taken = min(event.devices, dict(world.foreign).get(event.gpu_class, 0) + max(0, world.free(event.gpu_class)))
+        first = next(node for node, (name, _) in enumerate(world.devices) if name == event.gpu_class)
+        taken = min(event.devices, dict(world.foreign).get(event.gpu_class, 0) + max(0, world.free_on(first)))
         return replace(left, foreign=tuple(sorted({**dict(world.foreign), event.gpu_class: taken}.items())))
     (service,) = [one for one in world.services if one.name == event.name]
     if isinstance(event, Edit):
-        return left.with_service(replace(service, target=event.target, gpu_class=event.gpu_class))
+        return left.with_service(replace(service, target=event.target, gpu_class=event.gpu_class, size=event.size))
     if isinstance(event, Scale):
         return left.with_service(replace(service, wanted=max(event.replicas, service.floor)))
     healthy = [pod for pod in service.pods if pod.phase == READY and pod.template == event.template]
@@ -202,8 +235,11 @@ def schedule(world: World, service: Service) -> Iterator[Service]:
     """Place one pod, or find that there is no place for it."""
     for pod in sorted(set(service.pods)):
         if pod.phase in (NEW, UNPLACED):
-            phase = STARTING if world.free(pod.gpu_class) > 0 else UNPLACED
-            yield _with_pod(service, pod, replace(pod, phase=phase))
+            nodes = world.nodes_for(pod.gpu_class, pod.size)
+            for node in nodes:
+                yield _with_pod(service, pod, replace(pod, phase=STARTING, node=node))
+            if not nodes:
+                yield _with_pod(service, pod, replace(pod, phase=UNPLACED))
 
 
 def run_pods(world: World, service: Service) -> Iterator[Service]:
@@ -289,9 +325,10 @@ def _reconcile_sets(service: Service) -> Service:
             pods.remove(pod)
             if pod.phase in PLACED:
                 pods.append(replace(pod, phase=LEAVING))
-        gpu_class = service.written_class if template == service.template else mine[0].gpu_class if mine else ""
+        written = Pod(template, NEW, service.written_class, service.written_size)
+        like = written if template == service.template or not mine else replace(mine[0], phase=NEW, node=-1)
         missing = wanted.get(template, 0) - len(mine)
-        pods += [Pod(template, NEW, gpu_class or service.written_class)] * max(0, missing)
+        pods += [like] * max(0, missing)
     return replace(service, pods=tuple(sorted(pods)))
 
 
@@ -313,6 +350,7 @@ def reconcile(world: World, service: Service) -> Service:
         service,
         template=service.target,
         written_class=service.gpu_class,
+        written_size=service.size,
         max_surge=plan.max_surge,
         max_unavailable=plan.max_unavailable,
         paused=plan.paused,
@@ -320,7 +358,7 @@ def reconcile(world: World, service: Service) -> Service:
     )
     replacement = observe_replacement(workload_of(written), plan.target, service.gpu_class)
     before = None if service.status is None else rollout_status(*service.status)
-    status = plan_rollout_status(plan, replacement, written.wanted, 1, before, now_of(world))
+    status = plan_rollout_status(plan, replacement, written.wanted, service.size, before, now_of(world))
     return replace(written, status=shorten(status))
 
 
@@ -339,9 +377,10 @@ def plan_of(world: World, service: Service) -> RolloutPlan:
     if world.quota is not None:
         held = sum(workload_of(one).devices for one in world.services)
         grant = Grant(service.gpu_class, service.wanted, 0, 0, world.quota, max(0, world.quota - held))
-    verdict = Admission(None, service.wanted, candidates[service.gpu_class], grant)
+    candidate = replace(candidates[service.gpu_class], count=service.size)
+    verdict = Admission(None, service.wanted, candidate, grant)
     # The scheduler looks again before a refusal is believed, so only one that is still true counts.
-    refused_s = math.inf if world.free(service.gpu_class) <= 0 else 0.0
+    refused_s = 0.0 if world.nodes_for(service.gpu_class, service.size) else math.inf
     return plan_replacement(_object(service), verdict, service.wanted, view, RolloutClues(service.target, refused_s))
 
 
@@ -355,7 +394,12 @@ def workload_of(service: Service) -> Workload:
         ready = sum(pod.phase == READY for pod in mine)
         revisions.append(Revision(template, len(mine), ready, mine[0].gpu_class, template == service.seen))
     updated = [pod for pod in staying if pod.template == service.seen]
-    behind = sum(pod.gpu_class != service.written_class for pod in service.pods)
+    here = sum(pod.size for pod in service.pods if pod.gpu_class == service.written_class)
+    behind = sum(pod.size for pod in service.pods) - here
+    by_node: dict[str, int] = {}
+    for pod in service.pods:
+        if pod.node >= 0:
+            by_node[f"node-{pod.node}"] = by_node.get(f"node-{pod.node}", 0) + pod.size
     other = next((pod.gpu_class for pod in service.pods if pod.gpu_class != service.written_class), "")
     return Workload(
         replicas=len(staying),
@@ -372,14 +416,17 @@ def workload_of(service: Service) -> Workload:
         leaving=service.count(LEAVING),
         overdue=bool(service.count(BROKEN, template=service.seen)),
         gpu_class=service.written_class,
-        devices=max(len(service.pods) - behind, service.wanted - behind),
+        devices=max(here, service.wanted * service.written_size - behind),
+        devices_per_pod=service.written_size,
+        devices_by_node=tuple(sorted(by_node.items())),
         devices_left_behind=((other, behind),) if behind else (),
     )
 
 
 def is_truly_blocked(world: World, service: Service) -> bool:
-    """Whether the planner declares the service blocked, and no device is there for it."""
-    return plan_of(world, service).way is RolloutWay.BLOCKED and world.free(service.gpu_class) <= 0
+    """Whether the planner declares the service blocked, and no node has the devices for it."""
+    room = world.nodes_for(service.gpu_class, service.size)
+    return plan_of(world, service).way is RolloutWay.BLOCKED and not room
 
 
 def now_of(world: World) -> str:
@@ -401,33 +448,38 @@ def rollout_status(revision: str, state: RolloutState, started: str) -> RolloutS
 
 
 def _key(service: Service) -> Key:
-    return service_key(_bare(service.name, service.min_available, service.wanted, service.gpu_class))
+    return service_key(_bare(service.name, service.min_available, service.wanted, service.gpu_class, service.size))
 
 
 def _object(service: Service) -> InferenceService:
-    return _with_status(service.name, service.min_available, service.wanted, service.gpu_class, service.status)
+    return _with_status(
+        service.name, service.min_available, service.wanted, service.gpu_class, service.size, service.status
+    )
 
 
 @functools.cache
 def _with_status(
-    name: str, min_available: int, wanted: int, gpu_class: str, status: tuple[str, RolloutState, str] | None
+    name: str, min_available: int, wanted: int, gpu_class: str, size: int, status: tuple[str, RolloutState, str] | None
 ) -> InferenceService:
-    bare = _bare(name, min_available, wanted, gpu_class)
+    bare = _bare(name, min_available, wanted, gpu_class, size)
     if status is None:
         return bare
     return bare.model_copy(update={"status": bare.status.model_copy(update={"rollout": rollout_status(*status)})})
 
 
 @functools.cache
-def _bare(name: str, min_available: int, wanted: int, gpu_class: str) -> InferenceService:
-    return build_service(name, classes=[gpu_class], replicas=wanted, rollout={"minAvailable": min_available})
+def _bare(name: str, min_available: int, wanted: int, gpu_class: str, size: int) -> InferenceService:
+    accelerator = {"classes": [gpu_class], "count": size}
+    return build_service(name, accelerator=accelerator, replicas=wanted, rollout={"minAvailable": min_available})
 
 
 @functools.cache
 def _fleet(devices: tuple[tuple[str, int], ...], quota: int | None) -> tuple[Snapshot, dict[str, Candidate]]:
     classes = {name: build_gpu_class(name) for name, _ in devices}
-    nodes = {name: build_node(f"node-{name}", gpu=name, devices=count) for name, count in devices if count}
-    candidates = {name: Candidate(name, classes[name].spec, int(name in nodes)) for name, _ in devices}
+    built = [build_node(f"node-{index}", gpu=name, devices=count) for index, (name, count) in enumerate(devices)]
+    nodes = {node.name: node for node in built if any(node.allocatable.values())}
+    counts = {name: sum(bool(count) for other, count in devices if other == name) for name, _ in devices}
+    candidates = {name: Candidate(name, classes[name].spec, counts[name]) for name, _ in devices}
     tenants = {} if quota is None else {"acme": build_tenant("acme", gpus=dict.fromkeys(classes, quota))}
     return Snapshot(gpu_classes=classes, nodes=nodes, tenants=tenants), candidates
 

@@ -1,99 +1,71 @@
-"""`windlass explain`: say in words what was chosen for the services of some files, why, and what would be created."""
+"""`windlass explain`: say in words what was chosen for services, why, and what would be created or would admit them.
+
+For files, as they are on their own; for the names of services, as a live cluster has them now.
+"""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import asyncio
+import re
+from pathlib import Path
+from typing import Any, Final
 
 import click
 
+from windlass_operator.cli.explain_live import explain_live
+from windlass_operator.cli.explain_words import explain_plan, tell
+from windlass_operator.cli.output import cluster_options, output_option, print_json
 from windlass_operator.cli.render import load_sound
+from windlass_operator.cluster.kubernetes_access import access_loader
 from windlass_operator.domain.fleet import FleetSettings
-from windlass_operator.domain.plan import ServicePlan, plan_services
+from windlass_operator.domain.plan import plan_services
 from windlass_operator.domain.snapshot import snapshot_of
-from windlass_operator.domain.suggestion import BY_PLATFORM, Suggestion
-from windlass_operator.render.workload import render_service
 
-
-def explain_plan(plan: ServicePlan, settings: FleetSettings) -> dict[str, Any]:
-    """Everything there is to say about one service, as data."""
-    explanation: dict[str, Any] = {
-        "namespace": plan.key.namespace,
-        "name": plan.key.name,
-        "runs": plan.runnable,
-        "decisions": [decision.model_dump() for decision in plan.decisions],
-        "creates": [
-            {"kind": child["kind"], "name": child["metadata"]["name"]} for child in render_service(plan, settings)
-        ],
-    }
-    if plan.refusal is not None:
-        explanation["refusal"] = {
-            "reason": plan.refusal.reason,
-            "message": plan.refusal.message,
-            "nextStep": plan.refusal.next_step,
-        }
-    if plan.quota is not None:
-        explanation["quota"] = {
-            "admitted": plan.quota.admitted,
-            "reason": plan.quota.reason,
-            "message": plan.quota.message,
-        }
-    if plan.suggestions:
-        explanation["suggestions"] = [explain_suggestion(suggestion) for suggestion in plan.suggestions]
-    return explanation
-
-
-def explain_suggestion(suggestion: Suggestion) -> dict[str, Any]:
-    """One change that would admit the service, with the merge patch that makes it."""
-    explained: dict[str, Any] = {
-        "remedy": suggestion.remedy.value,
-        "order": suggestion.order,
-        "devices": suggestion.devices,
-        "by": "platform team" if suggestion.remedy in BY_PLATFORM else "tenant",
-    }
-    if suggestion.change is not None:
-        key = suggestion.change.key
-        explained["change"] = {
-            "kind": key.kind,
-            "namespace": key.namespace,
-            "name": key.name,
-            "patch": dict(suggestion.change.patch),
-        }
-    return explained
-
-
-def tell(explanation: dict[str, Any]) -> str:
-    """The same in lines for a terminal."""
-    lines = [f"InferenceService {explanation['namespace']}/{explanation['name']}"]
-    refusal = explanation.get("refusal")
-    if refusal is not None:
-        lines += [
-            f"  {'limited' if explanation['runs'] else 'refused'} ({refusal['reason']}): {refusal['message']}",
-            f"  next step: {refusal['nextStep']}",
-        ]
-    for suggestion in explanation.get("suggestions", ()):
-        lines.append(f"  would admit it: {suggestion['order']} ({suggestion['by']})")
-    width = max((len(decision["topic"]) for decision in explanation["decisions"]), default=0)
-    lines += [
-        f"  {decision['topic']:<{width}}  {decision['choice']}\n  {'':<{width}}    {decision['reason']}"
-        for decision in explanation["decisions"]
-    ]
-    created = ", ".join(f"{child['kind']} {child['name']}" for child in explanation["creates"])
-    lines.append(f"  creates: {created or 'nothing'}")
-    return "\n".join(lines)
+_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("what", nargs=-1, required=True, metavar="SERVICE...|FILE...")
 @click.option(
     "--service",
     "wanted",
     metavar="NAMESPACE/NAME",
-    help="Explain this service only; the others still count for quotas.",
+    help="Of FILE..., explain this service only; the others still count for quotas.",
 )
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def explain(files: tuple[str, ...], wanted: str | None, output: str) -> None:
-    """Say what the operator would choose for the services of FILE..., and why."""
+@cluster_options("Of SERVICE...")
+@output_option("text", "json")
+def explain(
+    what: tuple[str, ...],
+    wanted: str | None,
+    kubeconfig: str,
+    context: str,
+    namespace: str,
+    operator_namespace: str,
+    output: str,
+) -> None:
+    """Say what the operator chooses, why, and the smallest change that would admit what it refuses.
+
+    For each SERVICE of a live cluster, from what the cluster holds now; for the services of each FILE, as if there
+    were nothing else. What exists as a file or folder is taken for one.
+    """
+    live = [name for name in what if _NAME.fullmatch(name) and not Path(name).exists()]
+    if live and (wanted is not None or len(live) < len(what)):
+        raise click.UsageError(f"expected files or names of services, found both; {live[0]} is no file")
+    if live:
+        told = asyncio.run(explain_live(live, access_loader(kubeconfig, context), namespace, operator_namespace))
+    else:
+        told = {"services": _explain_files(what, wanted)}
+    if output == "json":
+        print_json(told)
+    elif not told["services"]:
+        click.echo("no InferenceService in these files")
+    else:
+        click.echo("\n\n".join(tell(explanation) for explanation in told["services"]))
+        for note in told.get("notes", ()):
+            click.echo(f"note: {note}")
+
+
+def _explain_files(files: tuple[str, ...], wanted: str | None) -> list[dict[str, Any]]:
     settings, loaded = FleetSettings(), load_sound(files)
     snapshot = snapshot_of(loaded.services, loaded.tenants, loaded.gpu_classes)
     plans = plan_services(snapshot, settings)
@@ -104,10 +76,4 @@ def explain(files: tuple[str, ...], wanted: str | None, output: str) -> None:
             raise click.ClickException(
                 f"--service: expected one of the services in these files ({known}), found {wanted}"
             )
-    explanations = [explain_plan(plan, settings) for plan in plans]
-    if output == "json":
-        click.echo(json.dumps({"services": explanations}, indent=2))
-    elif not explanations:
-        click.echo("no InferenceService in these files")
-    else:
-        click.echo("\n\n".join(tell(explanation) for explanation in explanations))
+    return [explain_plan(plan, settings) for plan in plans]

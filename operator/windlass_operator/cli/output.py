@@ -29,6 +29,34 @@ def output_option(*forms: str) -> Callable[[_Command], _Command]:
     )
 
 
+def cluster_options(namespace_help: str) -> Callable[[_Command], _Command]:
+    """`--kubeconfig`, `--context`, `-n` and `--operator-namespace`: which cluster to look at, and where in it."""
+    options = (
+        click.option(
+            "--kubeconfig",
+            metavar="FILE",
+            default="",
+            help="Kubeconfig; default: the pod's service account, else KUBECONFIG or ~/.kube/config.",
+        ),
+        click.option("--context", metavar="NAME", default="", help="Of the kubeconfig; default: its current one."),
+        click.option("--namespace", "-n", metavar="NAME", default="default", show_default=True, help=namespace_help),
+        click.option(
+            "--operator-namespace",
+            metavar="NAME",
+            default="windlass-system",
+            show_default=True,
+            help="Where the operator runs, whose settings count.",
+        ),
+    )
+
+    def add(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 def print_json(value: Any) -> None:
     """Print one JSON value, readable and with a stable order."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -21,17 +21,16 @@ from windlass_operator.api.meta import API_VERSION
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
-from windlass_operator.cli.output import output_option, print_json
+from windlass_operator.cli.output import cluster_options, output_option, print_json
+from windlass_operator.cli.picture import settings_of
 from windlass_operator.cli.plan_changes import LAST_APPLIED, without_removed
 from windlass_operator.cli.plan_outline import Intent, is_change, is_refused, outline
-from windlass_operator.cluster.kubernetes_access import access_loader
+from windlass_operator.cluster.kubernetes_access import AccessLoader, access_loader
 from windlass_operator.cluster.kubernetes_client import Forbidden, KubernetesClient, NotFound
 from windlass_operator.cluster.kubernetes_kinds import Ref
-from windlass_operator.cluster.kubernetes_reader import Picture, dry_run, read_picture
+from windlass_operator.cluster.kubernetes_reader import dry_run, read_picture
 from windlass_operator.cluster.protocol import Manifest
-from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.errors import InvalidInput
-from windlass_operator.settings import parse_settings
 
 EXIT_CHANGES: Final = 2
 EXIT_REFUSED: Final = 1
@@ -41,22 +40,7 @@ OFFLINE: Final = "without a cluster, `windlass explain FILE...` says what the fi
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option(
-    "--kubeconfig",
-    metavar="FILE",
-    default="",
-    help="Kubeconfig; default: the pod's service account, else KUBECONFIG or ~/.kube/config.",
-)
-@click.option(
-    "--namespace", "-n", metavar="NAME", default="default", show_default=True, help="Of objects that name none."
-)
-@click.option(
-    "--operator-namespace",
-    metavar="NAME",
-    default="windlass-system",
-    show_default=True,
-    help="Where the operator runs, whose settings count.",
-)
+@cluster_options("Of objects that name none.")
 @click.option(
     "--field-manager",
     metavar="NAME",
@@ -69,6 +53,7 @@ OFFLINE: Final = "without a cluster, `windlass explain FILE...` says what the fi
 def plan(
     files: tuple[str, ...],
     kubeconfig: str,
+    context: str,
     namespace: str,
     operator_namespace: str,
     field_manager: str,
@@ -80,7 +65,9 @@ def plan(
     if loaded.problems:
         raise InvalidInput(loaded.problems)
     try:
-        told = asyncio.run(_plan(loaded, kubeconfig, namespace, operator_namespace, field_manager))
+        told = asyncio.run(
+            _plan(loaded, access_loader(kubeconfig, context), namespace, operator_namespace, field_manager)
+        )
     except errors.ClusterUnavailable as exc:
         raise errors.ClusterUnavailable(f"{exc}; {OFFLINE}") from exc
     if output == "json":
@@ -93,15 +80,15 @@ def plan(
 
 
 async def _plan(
-    loaded: Loaded, kubeconfig: str, namespace: str, operator_namespace: str, manager: str
+    loaded: Loaded, access: AccessLoader, namespace: str, operator_namespace: str, manager: str
 ) -> dict[str, Any]:
     wanted = _manifests(loaded, namespace)
     spaces = {one["metadata"]["namespace"] for one in wanted if "namespace" in one["metadata"]}
     coming = {space for tenant in loaded.tenants for space in tenant.spec.namespaces}
-    async with KubernetesClient(access_loader(kubeconfig), REQUEST_TIMEOUT_S) as client:
+    async with KubernetesClient(access, REQUEST_TIMEOUT_S) as client:
         picture = await read_picture(client, spaces, operator_namespace)
         intents = [await _try(client, manifest, manager, coming) for manifest in wanted]
-    return outline(intents, picture, _settings(picture), datetime.datetime.now(datetime.UTC))
+    return outline(intents, picture, settings_of(picture), datetime.datetime.now(datetime.UTC))
 
 
 def _manifests(loaded: Loaded, namespace: str) -> list[Manifest]:
@@ -149,14 +136,6 @@ async def _read_live(client: KubernetesClient, ref: Ref) -> Manifest | None:
 
 def _problem(exc: errors.ApplyRejected, next_step: str) -> dict[str, str]:
     return {"reason": exc.reason, "message": str(exc), "nextStep": next_step}
-
-
-def _settings(picture: Picture) -> FleetSettings:
-    """The settings of the operator that runs there, or its defaults."""
-    if picture.environment is None:
-        return FleetSettings()
-    ours = {name: value for name, value in picture.environment.items() if name.startswith("WINDLASS_FLEET_")}
-    return parse_settings(ours).fleet
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any, Final
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.cli.picture import notes_on, unread_kinds
 from windlass_operator.cli.plan_changes import Change, child_changes, object_changes
 from windlass_operator.cluster.kubernetes import PRUNED_KINDS, stamp
 from windlass_operator.cluster.kubernetes_kinds import ref_of
@@ -29,10 +30,6 @@ from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.render.planned import plan_rendered
 from windlass_operator.render.tenant import render_tenant
 from windlass_operator.render.workload import render_service
-
-PLANNED_FROM: Final = ("Tenant", "GPUClass", "InferenceService")
-"""Kinds without which a plan would be a guess."""
-
 
 _BLIND: Final = (
     "so children, GPUs, quota and rollout are not planned; ask the platform team for the right to list them, "
@@ -76,7 +73,7 @@ def outline(
 ) -> dict[str, Any]:
     """Everything there is to say, as data."""
     told: dict[str, Any] = {"objects": [_outline_object(intent) for intent in intents]}
-    unread = [gap.kind for gap in picture.gaps if gap.kind in PLANNED_FROM and not gap.namespaces]
+    unread = unread_kinds(picture)
     if unread:
         told["notes"] = [f"{' and '.join(unread)} objects may not be read, {_BLIND}"]
         return told
@@ -89,7 +86,7 @@ def outline(
     concerned = {intent.key for intent in intents}
     told["neighbours"] = _neighbours(two, concerned)
     told["quota"] = _quota(two, concerned)
-    told["notes"] = _notes(picture)
+    told["notes"] = notes_on(picture)
     return told
 
 
@@ -169,7 +166,7 @@ def _outline_pods(plan: ServicePlan, earlier: ServicePlan | None, two: Two) -> d
             "class": gpu.name,
             "perReplica": gpu.count,
             "devices": bounds[1] * gpu.count,
-            "nodes": supply.nodes(gpu.name),
+            "nodes": supply.nodes(gpu.name, gpu.count),
             "classDevices": supply.devices(gpu.name),
             "freeNow": None if free is None else max(0, free),
         }
@@ -296,17 +293,3 @@ def _reserved(tenant: str, plans: Mapping[Key, ServicePlan]) -> dict[str, int]:
             replicas = plan.scaling.max_replicas if plan.scaling is not None else plan.replicas or 0
             held[plan.gpu_class.name] = held.get(plan.gpu_class.name, 0) + replicas * plan.gpu_class.count
     return held
-
-
-def _notes(picture: Picture) -> list[str]:
-    notes = [
-        f"{gap.kind} objects were read in {', '.join(gap.namespaces)} only"
-        if gap.namespaces
-        else f"{gap.kind} objects may not be read; nothing is told of them"
-        for gap in picture.gaps
-    ]
-    if picture.snapshot.nodes is None:
-        notes.append("free devices are unknown, because nodes or pods may not be read everywhere")
-    if picture.environment is None:
-        notes.append("the operator's settings cannot be read; its defaults are assumed")
-    return notes

@@ -55,15 +55,18 @@ class Access:
 AccessLoader = Callable[[], Awaitable[Access]]
 
 
-def access_loader(kubeconfig: str, service_account: Path = SERVICE_ACCOUNT) -> AccessLoader:
-    """Return a function that reads the access: `kubeconfig` when given, else the pod's own, else the default file."""
+def access_loader(kubeconfig: str, context: str = "", service_account: Path = SERVICE_ACCOUNT) -> AccessLoader:
+    """Return a function that reads the access: `kubeconfig` when given, else the pod's own, else the default file.
+
+    context  of the kubeconfig; empty takes its current one. With a context, the pod's own access is not looked for.
+    """
 
     async def load() -> Access:
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_S):
-                if not kubeconfig and (service_account / "token").is_file():
+                if not (kubeconfig or context) and (service_account / "token").is_file():
                     return await asyncio.to_thread(_load_in_cluster)
-                return await _load_kubeconfig(kubeconfig)
+                return await _load_kubeconfig(kubeconfig, context)
         except TimeoutError as exc:
             raise errors.ClusterUnavailable(
                 f"{kubeconfig or 'kubeconfig'}: expected credentials within {LOAD_TIMEOUT_S:.0f} s, "
@@ -86,7 +89,7 @@ def _load_in_cluster() -> Access:
     return _from_configuration(configuration, "service account of this pod")
 
 
-async def _load_kubeconfig(path: str) -> Access:
+async def _load_kubeconfig(path: str, context: str) -> Access:
     import yaml
     from kubernetes.aio import config
 
@@ -95,7 +98,10 @@ async def _load_kubeconfig(path: str) -> Access:
         raise errors.ClusterUnavailable(f"{source}: expected a file, found none")
     try:
         await config.load_kube_config(  # type: ignore[no-untyped-call]
-            config_file=path or None, client_configuration=configuration, persist_config=False
+            config_file=path or None,
+            context=context or None,
+            client_configuration=configuration,
+            persist_config=False,
         )
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as exc:
         raise errors.ClusterUnavailable(f"{source}: expected a kubeconfig, found a file that is none: {exc}") from exc

@@ -112,6 +112,7 @@ def fold_workload(
         gpu_class=gpu_class,
         # Pods that a quota keeps from existing still wait for their devices, and terminating ones still hold them.
         devices=max(held.pop(gpu_class, 0), wanted * _devices(template) - sum(held.values())),
+        devices_per_pod=_devices(template),
         devices_left_behind=tuple(sorted(held.items())),
         placed=sum(_condition(pod, "PodScheduled").get("status") == "True" for pod in pods),
         devices_by_node=_devices_by_node(pods),

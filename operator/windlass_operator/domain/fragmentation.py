@@ -35,6 +35,28 @@ def measure_fragmentation(capacity: Mapping[str, int], used: Mapping[str, int]) 
     return Fragmentation(sum(free.values()), max(free.values(), default=0), most_whole - whole)
 
 
+def count_missing(
+    free: Mapping[str, int], capacity: Mapping[str, int], count: int, replicas: int
+) -> dict[str, int] | None:
+    """Devices to free on each node so that some replicas of `count` devices each find a place, the fewest at a time.
+
+    None where all nodes together are too small, whoever leaves them.
+    """
+    left, idle = dict(capacity), dict(free)
+    missing: dict[str, int] = {}
+    for _ in range(replicas):
+        open_to = [node for node, devices in left.items() if devices >= count]
+        if not open_to:
+            return None
+        node = min(open_to, key=lambda node: (max(0, count - idle.get(node, 0)), node))
+        short = max(0, count - idle.get(node, 0))
+        if short:
+            missing[node] = missing.get(node, 0) + short
+        idle[node] = max(0, idle.get(node, 0) - count)
+        left[node] -= count
+    return missing
+
+
 def _smallest_cover(sizes: list[int], needed: int) -> int:
     """Least sum of some of the sizes that is at least `needed`, which must not exceed their sum."""
     reachable = {0}

@@ -21,6 +21,7 @@ from windlass_operator.domain.gpu_need import (
     computes,
     describe_memory,
     find_unaccepted_sharing,
+    find_uncountable,
     find_unmet_requirement,
     usable_bytes,
 )
@@ -54,7 +55,9 @@ class Candidate:
     name: str
     spec: GPUClassSpec
     nodes: int | None
-    """Ready, schedulable nodes; None while nodes are unknown."""
+    """Ready, schedulable nodes with enough devices for a replica; None while nodes are unknown."""
+    count: int = 1
+    """Devices per replica."""
     by_need: bool = False
     """Whether it was found by needs and price, not by name."""
     format: Format = AS_STORED
@@ -105,7 +108,7 @@ def rank_classes(
     if claims:
         candidates = _claim(candidates)
     else:
-        back = _find_return(candidates, supply, workload, spec.accelerator.count) if may_return else frozenset()
+        back = _find_return(candidates, supply, workload) if may_return else frozenset()
         candidates.sort(key=lambda candidate: (_preference(candidate, workload, back), candidate.format.step))
     skipped = tuple(verdict for verdict in verdicts if isinstance(verdict, Skipped))
     return Ranking(tuple(candidates), skipped, by_need=listed is None)
@@ -118,14 +121,14 @@ def _claim(candidates: list[Candidate]) -> list[Candidate]:
     return [replace(first, claimed=tuple(alike)) for first in alike[:1]]
 
 
-def _find_return(candidates: list[Candidate], supply: Supply, workload: Workload, count: int) -> frozenset[str]:
+def _find_return(candidates: list[Candidate], supply: Supply, workload: Workload) -> frozenset[str]:
     """Classes with a larger number format than where the service runs, and free devices for all of its replicas."""
     kept = next((candidate for candidate in candidates if _keeps(candidate, workload)), None)
     if kept is None:
         return frozenset()
-    needed = max(workload.wanted, workload.replicas) * count
+    needed = max(workload.wanted, workload.replicas)
     larger = [candidate for candidate in candidates if candidate.format.step < kept.format.step and candidate.nodes]
-    return frozenset(candidate.name for candidate in larger if (supply.free(candidate.name) or 0) >= needed > 0)
+    return frozenset(one.name for one in larger if (supply.slots(one.name, one.count) or 0) >= needed > 0)
 
 
 def within(ranking: Ranking, listed: Container[str]) -> Ranking:
@@ -157,14 +160,17 @@ def _judge(
         return Skipped(name, f"there is no GPUClass {name}", "UnknownGPUClass")
     if unaccepted := find_unaccepted_sharing(accelerator, gpu_class.spec):
         return Skipped(name, unaccepted, "SharingNotAccepted")
+    if uncountable := find_uncountable(accelerator.count, gpu_class.spec):
+        return Skipped(name, uncountable, "CountNotSupported")
     if accelerator.allocation is Allocation.RESOURCE_CLAIM and (unclaimable := find_unclaimable(gpu_class.spec)):
         return Skipped(name, unclaimable, "NotClaimable")
     if accelerator.requirements is not None and (
         unmet := find_unmet_requirement(accelerator.requirements, gpu_class.spec)
     ):
         return Skipped(name, unmet, "RequirementsNotMet")
-    cache, memory = spec.cache.memory, describe_memory(gpu_class.spec)
-    if cache is not None and parse_bytes(cache) >= usable_bytes(gpu_class.spec):
+    cache, memory, count = spec.cache.memory, describe_memory(gpu_class.spec), accelerator.count
+    if cache is not None and parse_bytes(cache) >= usable_bytes(gpu_class.spec) * count:
+        memory = memory if count == 1 else f"{count} x {memory}"
         return Skipped(name, f"spec.cache.memory {cache} leaves nothing of its {memory} for the model", "CacheTooLarge")
     if gpu_class.spec.sharing is not None and cache is None and spec.model.shape is None:
         return Skipped(
@@ -174,7 +180,7 @@ def _judge(
     if found is None:
         return _skip_for_format(name, spec, gpu_class.spec, gpu_classes)
     by_need = accelerator.classes is None
-    return Candidate(name, gpu_class.spec, supply.nodes(name), by_need=by_need, format=found)
+    return Candidate(name, gpu_class.spec, supply.nodes(name, count), count, by_need=by_need, format=found)
 
 
 def _find_format(spec: InferenceServiceSpec, gpu: GPUClassSpec) -> Format | None:
@@ -220,20 +226,29 @@ def _describe_nodes(candidate: Candidate, supply: Supply) -> str:
     name, nodes = candidate.name, candidate.nodes
     if nodes is None:
         return "nodes are unknown here"
+    if nodes == 0 and (largest := supply.largest_node(name)):
+        return (
+            f"no ready node has {candidate.count} of its devices, the largest has {largest}, "
+            "so pods wait until one appears"
+        )
     if nodes == 0:
         return "no ready node carries it, so pods wait until one appears"
     free = max(0, supply.free(name) or 0)
-    return f"{nodes} ready {'node' if nodes == 1 else 'nodes'}, {free} of {supply.devices(name)} devices free"
+    words = f"{nodes} ready {'node' if nodes == 1 else 'nodes'}, {free} of {supply.devices(name)} devices free"
+    if candidate.count == 1:
+        return words
+    slots = max(0, supply.slots(name, candidate.count) or 0)
+    return f"{words}, which hold {slots} {'replica' if slots == 1 else 'replicas'} of {candidate.count} devices"
 
 
-def choose(candidate: Candidate, count: int) -> GpuChoice:
+def choose(candidate: Candidate) -> GpuChoice:
     """Reduce a class, and those that would do instead, to what a pod needs."""
     spec = candidate.spec
     tolerations = [item for one in candidate.claimed or (candidate,) for item in one.spec.tolerations]
     return GpuChoice(
         candidate.name,
         spec.resource,
-        count,
+        candidate.count,
         tuple(sorted(spec.node_selector.items())),
         tuple(tolerations),
         spec.placement is Placement.PACK,
@@ -258,6 +273,7 @@ def refuse_ranking(ranking: Ranking) -> Refusal:
         "CacheTooLarge": "Lower spec.cache.memory, or list a class with more memory",
         "PrecisionUnsupported": "Set spec.precision.preset to Auto or FP16, or list a newer class",
         "CacheUnbounded": "Set spec.cache.memory or spec.model.shape, or use a class without time slices",
+        "CountNotSupported": "Set spec.accelerator.count to 1, or use a class of whole GPUs",
         "NotClaimable": "Set spec.accelerator.allocation to DevicePlugin, or use a class with a deviceClassName",
         "SharingNotAccepted": "Set spec.accelerator.sharing to MIG or TimeSliced, or use a class of whole GPUs",
         "RequirementsNotMet": "Lower spec.accelerator.requirements, or ask the platform team for such a class",

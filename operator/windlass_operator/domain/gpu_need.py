@@ -51,6 +51,18 @@ def find_unaccepted_sharing(accelerator: Accelerator, spec: GPUClassSpec) -> str
     return f"it is {what}, and spec.accelerator.sharing is {accelerator.sharing.value}"
 
 
+def find_uncountable(count: int, spec: GPUClassSpec) -> str:
+    """Say why a replica cannot have several devices of the class; empty when it can.
+
+    A CUDA process computes on one MIG slice only, and several time slices may be shares of one GPU.
+    """
+    offered = isolation_of(spec)
+    if count == 1 or offered is Sharing.EXCLUSIVE:
+        return ""
+    what = "MIG slices" if offered is Sharing.MIG else "time slices"
+    return f"a replica cannot use several {what}, and spec.accelerator.count is {count}"
+
+
 def find_unmet_requirement(requirements: Requirements, spec: GPUClassSpec) -> str:
     """Say the first requirement that the class does not meet, with both figures; empty when it meets all."""
     if requirements.memory is not None and usable_bytes(spec) < parse_bytes(requirements.memory):

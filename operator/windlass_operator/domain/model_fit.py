@@ -1,20 +1,23 @@
 """Decide whether a model fits into the memory of a class, and show the arithmetic.
 
 Weights, one step's temporaries, and the key/value pages of one longest sequence must be there at once: the same sum by
-which a replica refuses to start (`windlass_contract.memory`). Without `spec.model.shape` nothing is known beforehand.
+which a replica refuses to start (`windlass_contract.memory`). A replica with several devices splits its layers over
+them, so each must hold its own part (`windlass_contract.layer_split`). Without `spec.model.shape` nothing is known
+beforehand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from windlass_contract import memory
 from windlass_contract.launch_spec import Precision
+from windlass_contract.layer_split import LayerSplit, split_layers
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass, GPUClassSpec
-from windlass_operator.api.v1alpha1.inference_service import InferenceServiceSpec
+from windlass_operator.api.v1alpha1.inference_service import MOST_GPUS, InferenceServiceSpec
 from windlass_operator.domain.decision import Decision, decide
-from windlass_operator.domain.gpu_need import computes, describe_memory, usable_bytes
+from windlass_operator.domain.gpu_need import computes, describe_memory, find_uncountable, usable_bytes
 from windlass_operator.domain.quantity import parse_bytes
 
 
@@ -23,13 +26,12 @@ class Fit:
     """A model in one precision against the memory of one replica."""
 
     need: memory.MemoryNeed
+    """Over all devices of the replica."""
     available: int
+    """Over all devices of the replica."""
     arithmetic: str
-
-    @property
-    def fits(self) -> bool:
-        """Whether everything is there at once."""
-        return self.need.total <= self.available
+    fits: bool
+    """Whether everything is there at once, on every device."""
 
 
 def judge_fit(spec: InferenceServiceSpec, precision: Precision, gpu: GPUClassSpec) -> Fit | None:
@@ -37,13 +39,26 @@ def judge_fit(spec: InferenceServiceSpec, precision: Precision, gpu: GPUClassSpe
     need = _need(spec, precision)
     if need is None:
         return None
-    available = usable_bytes(gpu)
+    shape, count = shape_of(spec), _devices(spec)
+    assert shape is not None
+    split = _split(shape, precision, gpu, need, count)
+    if split is None:
+        words = f"{count} devices, and the model has {shape.layers} layers to split over them"
+        return Fit(need, usable_bytes(gpu) * count, words, fits=False)
+    parts = memory.weight_parts(shape, precision)
+    need = replace(need, weights=sum(map(parts.on, split.stages)), workspace=need.workspace * count)
     words = (
         f"weights {_gib(need.weights)} ({precision.value}) + key/value cache {_gib(need.cache)} "
-        f"({_describe_cache(spec)}) + workspace {_gib(need.workspace)} = {_gib(need.total)}, "
-        f"of {describe_memory(gpu)}"
+        f"({_describe_cache(spec)}) + workspace {_gib(need.workspace)} = {_gib(need.total)}, of "
     )
-    return Fit(need, available, words)
+    if count == 1:
+        fits = need.total <= usable_bytes(gpu)
+        return Fit(need, usable_bytes(gpu), words + describe_memory(gpu), fits)
+    share = max(
+        parts.on(layers) + need.cache * len(layers) // shape.layers + need.workspace // count for layers in split.stages
+    )
+    words += f"{count} x {describe_memory(gpu)}, the fullest device {_gib(share)}"
+    return Fit(need, usable_bytes(gpu) * count, words, split.pool_bytes >= need.cache)
 
 
 def longest_fitting_sequence(spec: InferenceServiceSpec, precision: Precision, gpu: GPUClassSpec) -> int:
@@ -52,7 +67,8 @@ def longest_fitting_sequence(spec: InferenceServiceSpec, precision: Precision, g
     need = _need(spec, precision)
     if shape is None or need is None or spec.cache.memory is not None:
         return 0
-    left = usable_bytes(gpu) - need.weights - need.workspace
+    split = _split(shape, precision, gpu, need, _devices(spec))
+    left = 0 if split is None else split.pool_bytes
     element = memory.ELEMENT_BYTES[precision]
     one_page = memory.page_bytes(shape.layers, shape.key_value_heads, shape.head_size, element)
     return max(0, int(left * memory.CACHE_SHARE) // one_page) * memory.PAGE_TOKENS
@@ -100,6 +116,9 @@ def suggest(
     larger = classes_that_fit(spec, precision, gpu_classes)
     if larger:
         ways.append(f"use class {larger[0]} ({gpu_classes[larger[0]].spec.memory})")
+    more = _smallest_count(spec, precision, gpu)
+    if more:
+        ways.append(f"set spec.accelerator.count to {more}")
     words = " or ".join(ways)
     return words[:1].upper() + words[1:]
 
@@ -125,6 +144,29 @@ def _need(spec: InferenceServiceSpec, precision: Precision) -> memory.MemoryNeed
         cache_bytes=0 if spec.cache.memory is None else parse_bytes(spec.cache.memory),
         max_sequence_tokens=spec.limits.max_sequence_tokens or 0,
     )
+
+
+def _devices(spec: InferenceServiceSpec) -> int:
+    return 1 if spec.accelerator is None else spec.accelerator.count
+
+
+def _split(
+    shape: memory.ModelShape, precision: Precision, gpu: GPUClassSpec, need: memory.MemoryNeed, count: int
+) -> LayerSplit | None:
+    """Layers over equal devices, each with room for a step; None where there are fewer layers than devices."""
+    return split_layers(memory.weight_parts(shape, precision), (usable_bytes(gpu) - need.workspace,) * count)
+
+
+def _smallest_count(spec: InferenceServiceSpec, precision: Precision, gpu: GPUClassSpec) -> int:
+    """The smallest power of two of devices over which the model would fit, if more than it has; 0: none would do."""
+    accelerator = spec.accelerator
+    if accelerator is None or find_uncountable(MOST_GPUS, gpu):
+        return 0
+    for count in (2, 4, 8, MOST_GPUS):
+        wider = spec.model_copy(update={"accelerator": accelerator.model_copy(update={"count": count})})
+        if count > accelerator.count and _fits(wider, precision, gpu):
+            return count
+    return 0
 
 
 def _fits(spec: InferenceServiceSpec, precision: Precision, gpu: GPUClassSpec) -> bool:

@@ -16,6 +16,8 @@ from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.admission import Admission, admit, check_service, key_of
 from windlass_operator.domain.decision import Refusal
 from windlass_operator.domain.fleet_view import FleetView, circle_of
+from windlass_operator.domain.fragmentation import count_missing
+from windlass_operator.domain.gpu_class import Candidate
 from windlass_operator.domain.quota import URGENCY, Grant, Wait
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.domain.suggestion import Change, Remedy, Suggestion, next_step
@@ -49,10 +51,8 @@ def suggest_for_pods(service: InferenceService, verdict: Admission, view: FleetV
         return ()
     if f"Insufficient {verdict.candidate.spec.resource}" not in workload.pending_reason:
         return ()
+    found = [*_by_freeing(verdict.candidate, workload.unplaced, view), *_by_other_class(service, view)]
     devices = workload.unplaced * accelerator.count
-    where = ",".join(f"{key}={value}" for key, value in sorted(verdict.candidate.spec.node_selector.items()))
-    free = f"free {devices} x {verdict.candidate.name} on nodes with {where}"
-    found = [Suggestion(Remedy.FREE_DEVICES, free, devices), *_by_other_class(service, devices, view)]
     placed = workload.wanted - workload.unplaced
     if service.spec.scaling is None and placed > 0:
         change = Change(key_of(service), {"spec": _replicas_patch(service, placed)})
@@ -90,18 +90,35 @@ def _by_class(service: InferenceService, view: FleetView) -> Iterator[Suggestion
     for name in sorted(set(view.snapshot.gpu_classes) - set(accelerator.classes)):
         classes = [*accelerator.classes, name]
         change = Change(key_of(service), {"spec": {"accelerator": {"classes": classes}}})
-        if len(classes) <= 8 and view.supply.nodes(name) != 0 and _admits(change, service, view):
+        if len(classes) <= 8 and view.supply.nodes(name, accelerator.count) != 0 and _admits(change, service, view):
             yield Suggestion(Remedy.LIST_CLASS, f"add {name} to spec.accelerator.classes", 0, change)
             return
 
 
-def _by_other_class(service: InferenceService, devices: int, view: FleetView) -> Iterator[Suggestion]:
+def _by_freeing(candidate: Candidate, replicas: int, view: FleetView) -> Iterator[Suggestion]:
+    """Free devices where the fewest are missing: a replica needs all of its devices on one node."""
+    name, supply = candidate.name, view.supply
+    where = ",".join(f"{key}={value}" for key, value in sorted(candidate.spec.node_selector.items()))
+    if candidate.count == 1:
+        yield Suggestion(Remedy.FREE_DEVICES, f"free {replicas} x {name} on nodes with {where}", replicas)
+        return
+    missing = count_missing(supply.free_by_node(name), supply.capacity(name), candidate.count, replicas)
+    if missing is None:
+        order = f"add a node with {where} and {candidate.count} devices"
+        yield Suggestion(Remedy.FREE_DEVICES, order, replicas * candidate.count)
+    elif missing:
+        nodes = ", ".join(f"{count} on {node}" for node, count in missing.items())
+        order = f"free {sum(missing.values())} x {name} ({nodes}): each replica needs {candidate.count} on one node"
+        yield Suggestion(Remedy.FREE_DEVICES, order, sum(missing.values()))
+
+
+def _by_other_class(service: InferenceService, view: FleetView) -> Iterator[Suggestion]:
     """Move to a class that has free devices for every replica."""
-    accelerator = service.spec.accelerator
+    accelerator, workload = service.spec.accelerator, view.workload_of(key_of(service))
     assert accelerator is not None
-    needed = max(devices, view.workload_of(key_of(service)).wanted * accelerator.count)
+    needed = max(workload.unplaced, workload.wanted)
     for name in sorted(view.snapshot.gpu_classes):
-        if name in (accelerator.classes or ()) or (view.supply.free(name) or 0) < needed:
+        if name in (accelerator.classes or ()) or (view.supply.slots(name, accelerator.count) or 0) < needed:
             continue
         change = Change(key_of(service), {"spec": {"accelerator": {"classes": [name], "requirements": None}}})
         if _admits(change, service, view):

@@ -237,7 +237,7 @@ def plan_in_view(
         action=_choose_action(service, verdict, workload),
         launch=_plan_launch(service, verdict, source, precision, tenant),
         source=source if isinstance(source, ModelSource) else ModelSource(SourceKind.FILE, ""),
-        gpu_class=_gpu_choice(service, verdict),
+        gpu_class=_gpu_choice(verdict),
         replicas=_owned_replicas(verdict, scaling, view.snapshot.workloads.get(key)),
         scaling=scaling,
         priority_class=priority_class_of(spec.tier),
@@ -356,16 +356,14 @@ def _record_takings(verdict: Admission, workload: Workload, now_s: float) -> tup
     return (*recent[-_MOST_TAKINGS:], Taking(int(now_s), grant.taken, grant.replicas, grant.cause))
 
 
-def _gpu_choice(service: InferenceService, verdict: Admission) -> GpuChoice | None:
-    if verdict.candidate is None or service.spec.accelerator is None:
-        return None
-    return choose(verdict.candidate, service.spec.accelerator.count)
+def _gpu_choice(verdict: Admission) -> GpuChoice | None:
+    return None if verdict.candidate is None else choose(verdict.candidate)
 
 
 def _explain_claim(verdict: Admission) -> list[Decision]:
     if verdict.candidate is None or not verdict.candidate.claimed:
         return []
-    return [explain_alternatives(choose(verdict.candidate, 1).alternatives)]
+    return [explain_alternatives(choose(verdict.candidate).alternatives)]
 
 
 def _explain_fit(service: InferenceService, verdict: Admission, precision: Precision) -> list[Decision]:
@@ -420,6 +418,7 @@ def _plan_launch(
         service=key.name,
         tenant=tenant.metadata.name if tenant else "",
         device=Device.CPU if verdict.candidate is None else Device.CUDA,
+        device_count=1 if verdict.candidate is None else verdict.candidate.count,
         precision=precision,
         cache_bytes=_cache_bytes(service, verdict, precision),
         max_sequence_tokens=spec.limits.max_sequence_tokens or 0,

@@ -269,9 +269,12 @@ def refused_of(workload: Workload) -> int:
 
 
 def rollout_room(
-    free_devices: int | None, quota_spare: int | None, devices_per_replica: int, workload: Workload
+    free_slots: int | None, quota_spare: int | None, devices_per_replica: int, workload: Workload
 ) -> int | None:
     """Further replicas that devices and quota allow, as a rollout sees it.
+
+    free_slots   places for a replica on nodes with enough free devices each; None while unknown
+    quota_spare  devices that the quota still gives; None without one
 
     A surge pod that exists already counts as room, and so does the device of a pod that leaves, else the plan would
     flip in the middle of a rollout. While scheduler or quota hold pods back, somebody outside our books has the
@@ -279,11 +282,11 @@ def rollout_room(
     """
     if refused_of(workload):
         return 0
-    if free_devices is None:
+    if free_slots is None:
         return None
-    spare = free_devices if quota_spare is None else min(free_devices, quota_spare)
+    spare = free_slots if quota_spare is None else min(free_slots, quota_spare // devices_per_replica)
     surging = max(0, workload.replicas - workload.wanted)
-    return max(0, spare // devices_per_replica + workload.leaving + surging)
+    return max(0, spare + workload.leaving + surging)
 
 
 def explain_rollout(plan: RolloutPlan) -> Decision:

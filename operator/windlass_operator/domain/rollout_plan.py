@@ -42,8 +42,9 @@ def plan_replacement(
     replacement = observe_replacement(workload, template, candidate.name if candidate else "")
     if replacement is not None and replacement.moving:
         workload = replace(workload, leaving=0)  # what leaves frees devices of the earlier class
-    if replacement is not None and replacement.rolling and candidate is not None:
-        turns = observe_turns(key_of(service), candidate.name, view)
+    accelerator = service.spec.accelerator
+    if replacement is not None and replacement.rolling and candidate is not None and accelerator is not None:
+        turns = observe_turns(key_of(service), candidate.name, accelerator.count, view)
     else:
         turns = Turns()
     room = _room(service, verdict, view, workload, turns.claimed, Share())
@@ -83,10 +84,10 @@ def _room(
     if verdict.candidate is None or accelerator is None:
         return None
     # Which device a claim gets, and what is left of them, only the scheduler knows.
-    free = None if verdict.candidate.claimed else view.supply.free(verdict.candidate.name)
+    slots = None if verdict.candidate.claimed else view.supply.slots(verdict.candidate.name, accelerator.count)
     spare = _spare(verdict, workload)
     return rollout_room(
-        None if free is None else _without(free, claimed.devices) + lent.devices,
+        None if slots is None else _without(slots, claimed.slots) + lent.slots,
         None if spare is None else _without(spare, claimed.quota) + lent.quota,
         accelerator.count,
         workload,

@@ -8,21 +8,23 @@ rollouts end, or their new pod holds or queues for a device, and then there is n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from windlass_operator.api.v1alpha1.inference_service import InferenceService, RolloutState
 from windlass_operator.domain.fleet_view import FleetView
 from windlass_operator.domain.rollout import HOPELESS_RESTARTS, is_rolling
 from windlass_operator.domain.snapshot import Key, Workload
+from windlass_operator.domain.supply import slots_taken
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Devices, counted twice: as nodes have them, and as the tenant's quota grants them."""
+    """Counted twice: as nodes have devices, and as the tenant's quota grants them."""
 
-    devices: int = 0
-    """Of the class, or of classes on the same nodes."""
+    slots: int = 0
+    """Places for a replica of the one who asks, on nodes of the class or of classes on the same nodes."""
     quota: int = 0
-    """Of the same class and tenant."""
+    """Devices of the same class and tenant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +49,47 @@ def is_surging(workload: Workload) -> bool:
     return workload.max_surge > 0 and not workload.paused and is_rolling(workload)
 
 
-def observe_turns(key: Key, gpu_class: str, view: FleetView) -> Turns:
-    """Sum what other rollouts claim and hold, for a service that wants to replace a pod on a class."""
+def observe_turns(key: Key, gpu_class: str, count: int, view: FleetView) -> Turns:
+    """Sum what other rollouts claim and hold, for a service that wants to replace a pod of `count` devices on a class.
+
+    A pod that comes takes as many slots as it can spoil; one that goes gives those that fit into its devices.
+    """
     neighbours = [
         (other, service)
         for other, service in view.moving.items()
         if other != key and view.supply.share_devices(gpu_class, view.workload_of(other).gpu_class)
     ]
-    claimed = [(other, _claim_ahead(key, other, view) * _devices_per_replica(service)) for other, service in neighbours]
-    lent = [(other, _lends(view.workload_of(other)) * _devices_per_replica(service)) for other, service in neighbours]
-    return Turns(_share(key, gpu_class, claimed, view), _share(key, gpu_class, lent, view))
-
-
-def _share(key: Key, gpu_class: str, counts: list[tuple[Key, int]], view: FleetView) -> Share:
-    tenant = view.tenant_of(key.namespace)
-    return Share(
-        sum(count for _, count in counts),
-        sum(
-            count
-            for other, count in counts
-            if view.workload_of(other).gpu_class == gpu_class
-            and tenant is not None
-            and view.tenant_of(other.namespace) is tenant
+    claimed = [_Pods(other, _claim_ahead(key, other, view), _devices(service)) for other, service in neighbours]
+    lent = [_Pods(other, _lends(view.workload_of(other)), _devices(service)) for other, service in neighbours]
+    return Turns(
+        Share(
+            sum(one.pods * slots_taken(one.devices, count) for one in claimed),
+            _of_quota(key, gpu_class, claimed, view),
         ),
+        Share(
+            sum(one.pods * (one.devices // count) for one in lent),
+            _of_quota(key, gpu_class, lent, view),
+        ),
+    )
+
+
+class _Pods(NamedTuple):
+    """Some pods of one service."""
+
+    key: Key
+    pods: int
+    devices: int
+    """Of each."""
+
+
+def _of_quota(key: Key, gpu_class: str, found: list[_Pods], view: FleetView) -> int:
+    tenant = view.tenant_of(key.namespace)
+    return sum(
+        one.pods * one.devices
+        for one in found
+        if view.workload_of(one.key).gpu_class == gpu_class
+        and tenant is not None
+        and view.tenant_of(one.key.namespace) is tenant
     )
 
 
@@ -103,5 +123,5 @@ def _place(key: Key, view: FleetView) -> tuple[str, Key]:
     return started or "~", key
 
 
-def _devices_per_replica(service: InferenceService) -> int:
+def _devices(service: InferenceService) -> int:
     return service.spec.accelerator.count if service.spec.accelerator is not None else 0

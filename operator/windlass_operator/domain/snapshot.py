@@ -114,6 +114,8 @@ class Workload:
     """GPUClass that the running template asks for; empty without GPU."""
     devices: int = 0
     """Devices its pods hold or wait for, of its class."""
+    devices_per_pod: int = 0
+    """Devices that a pod of its template holds; 0 where that is unknown."""
     devices_left_behind: tuple[tuple[str, int], ...] = ()
     """Class and devices of pods that still run on another class, while the service moves."""
     placed: int = 0

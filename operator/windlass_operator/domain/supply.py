@@ -26,9 +26,15 @@ class Supply:
         self._snapshot = snapshot
         self._offers: dict[str, Offer] = {}
 
-    def nodes(self, gpu_class: str) -> int | None:
-        """Usable nodes of a class; None while nodes are unknown."""
-        return None if self._snapshot.nodes is None else len(self._offer(gpu_class).nodes)
+    def nodes(self, gpu_class: str, count: int = 1) -> int | None:
+        """Usable nodes of a class with at least so many devices each; None while nodes are unknown."""
+        if self._snapshot.nodes is None:
+            return None
+        return sum(devices >= count for devices in self.capacity(gpu_class).values())
+
+    def largest_node(self, gpu_class: str) -> int:
+        """Most devices of a class on one usable node; 0 while nodes are unknown."""
+        return max(self.capacity(gpu_class).values(), default=0)
 
     def labelled(self, gpu_class: str) -> int:
         """Usable nodes with the labels of a class, whether or not a device plugin reports devices there."""
@@ -54,6 +60,34 @@ class Supply:
         rivals = [name for name in self._snapshot.gpu_classes if self.share_devices(gpu_class, name)]
         return self._offer(gpu_class).devices - sum(self.held(name) for name in rivals)
 
+    def slots(self, gpu_class: str, count: int) -> int | None:
+        """Replicas of `count` devices each that the free devices make room for: a replica lies on one node.
+
+        Where pods wait that no node has yet, each is taken to spoil as many slots as it can. For one device it is
+        `free`; None while nodes are unknown.
+        """
+        free = self.free(gpu_class)
+        if free is None:
+            return None
+        whole = sum(left // count for left in self.free_by_node(gpu_class).values())
+        return min(free // count, whole - self._spoilt(gpu_class, count))
+
+    def free_by_node(self, gpu_class: str) -> dict[str, int]:
+        """Devices of each usable node of a class that no pod of ours holds."""
+        used = self._used_by_resource.get(self._snapshot.gpu_classes[gpu_class].spec.resource, {})
+        return {node: max(0, count - used.get(node, 0)) for node, count in self.capacity(gpu_class).items()}
+
+    def _spoilt(self, gpu_class: str, count: int) -> int:
+        """Slots that pods without a node take at most."""
+        spoilt = 0
+        for workload in self._snapshot.workloads.values():
+            behind = workload.devices_to_come - workload.devices
+            waiting = workload.devices - max(0, sum(devices for _, devices in workload.devices_by_node) - behind)
+            if waiting > 0 and self.share_devices(gpu_class, workload.gpu_class):
+                size = max(1, workload.devices_per_pod)
+                spoilt += -(-waiting // size) * slots_taken(size, count)
+        return spoilt
+
     def share_devices(self, gpu_class: str, other: str) -> bool:
         """Whether two classes select the same devices of some node."""
         classes = self._snapshot.gpu_classes
@@ -65,9 +99,13 @@ class Supply:
     def fragmentation(self, gpu_class: str) -> Fragmentation:
         """How the free devices of a class lie on its nodes, as far as replicas of ours hold the others."""
         resource = self._snapshot.gpu_classes[gpu_class].spec.resource
+        return measure_fragmentation(self.capacity(gpu_class), self._used_by_resource.get(resource, {}))
+
+    def capacity(self, gpu_class: str) -> dict[str, int]:
+        """Devices of each usable node of a class."""
+        resource = self._snapshot.gpu_classes[gpu_class].spec.resource
         nodes = self._snapshot.nodes or {}
-        capacity = {name: nodes[name].allocatable.get(resource, 0) for name in self._offer(gpu_class).nodes}
-        return measure_fragmentation(capacity, self._used_by_resource.get(resource, {}))
+        return {name: nodes[name].allocatable.get(resource, 0) for name in self._offer(gpu_class).nodes}
 
     def _offer(self, gpu_class: str) -> Offer:
         if gpu_class not in self._offers:
@@ -96,6 +134,11 @@ class Supply:
             for name, count in (*workload.claimed, *left_behind, (workload.gpu_class, max(0, waiting))):
                 held[name] = held.get(name, 0) + count
         return held
+
+
+def slots_taken(devices: int, count: int) -> int:
+    """Slots of `count` devices that a pod with some devices on one node can take at most."""
+    return -(-devices // count)
 
 
 def _count(gpu_class: GPUClass, snapshot: Snapshot) -> Offer:

@@ -178,6 +178,36 @@ def test_devices_that_pods_wait_for_are_asked_for_by_their_nodes() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("held", "order"),
+    [
+        pytest.param(
+            (("node-1", 3), ("node-2", 2)),
+            "free 2 x h200 (2 on node-2): each replica needs 4 on one node",
+            id="the total is free, but no node has enough",
+        ),
+        pytest.param(
+            (("node-1", 1), ("node-2", 4)),
+            "free 1 x h200 (1 on node-1): each replica needs 4 on one node",
+            id="where the fewest are missing",
+        ),
+    ],
+)
+def test_a_replica_of_several_devices_asks_for_them_on_one_node(held, order: str) -> None:
+    waiting = build_workload(
+        0, gpu_class="h200", wanted=1, replicas=1, unplaced=1, pending_reason="Insufficient nvidia.com/gpu."
+    )
+    waiting = replace(waiting, devices=4, devices_per_pod=4)
+    others = build_workload(5, gpu_class="h200", devices_by_node=held, devices=sum(count for _, count in held))
+    nodes = [build_node("node-1", devices=4), build_node("node-2", devices=4)]
+    large, small = build_service("large", accelerator={"classes": ["h200"], "count": 4}), build_service("small")
+    world = build_snapshot(large, small, H200, nodes=nodes, workloads={"team-a/large": waiting, "team-a/small": others})
+
+    planned = plan_service(large, world, FleetSettings())
+
+    assert by_remedy(planned)[Remedy.FREE_DEVICES].order == order
+
+
 def test_pods_that_wait_for_something_else_are_told_nothing_about_devices() -> None:
     waiting = build_workload(0, gpu_class="h200", wanted=1, replicas=1, unplaced=1, pending_reason="untolerated taint")
     world = build_snapshot(build_service("new", classes=["h200"]), H200, nodes=NODES, workloads={"team-a/new": waiting})

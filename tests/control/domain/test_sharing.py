@@ -164,12 +164,12 @@ requests_strategy = st.lists(
         st.integers(0, 5),
         st.integers(0, 4),
         classes,
-        st.integers(1, 2),
+        st.sampled_from([1, 2, 4, 8]),
     ),
     max_size=10,
     unique_by=lambda request: request.key,
 )
-nominal_strategy = st.dictionaries(classes, st.integers(0, 12))
+nominal_strategy = st.dictionaries(classes, st.integers(0, 40))
 
 
 @settings(deadline=None)

@@ -42,6 +42,8 @@ NAME_STARTS_A_SERVICE: Final = rule(
     found="self.metadata.name",
 )
 
+MOST_GPUS: Final = 16
+"""GPUs that one replica can have: no node has more."""
 MAX_CANARY_NAME: Final = 46
 """Service, dash and canary: pods add 17 characters."""
 NAME_FITS_CANARIES: Final = rule(
@@ -322,7 +324,15 @@ class Accelerator(ApiModel):
             description="Instead of classes: the cheapest class with nodes that meets them is chosen.",
         ),
     ] = None
-    count: Annotated[int, Field(ge=1, le=1, description="GPUs per replica.")] = 1
+    count: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=MOST_GPUS,
+            description="GPUs per replica, all on one node; the model's layers are split over them. More than 1 needs "
+            "classes of whole GPUs.",
+        ),
+    ] = 1
     sharing: Annotated[
         Sharing,
         Field(
