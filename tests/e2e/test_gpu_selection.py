@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from support.kube_client import KubeClient, eventually
-from support.services import APPS, OWNED, condition, deployment, find, pods, service, wait_ready
+from support.services import APPS, OWNED, condition, deployment, find, pods, service, tenant, wait_ready
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator", "clean")]
 
@@ -93,7 +93,72 @@ def test_time_slices_of_one_device_serve_several_replicas(kube: KubeClient) -> N
     assert nodes_of(kube) == {"shared-1"}
 
 
+def test_a_replica_of_several_devices_has_them_on_one_node(kube: KubeClient) -> None:
+    """Two nodes have four H200 each."""
+    kube.apply(service(accelerator={"classes": ["h200"], "count": 4}, replicas=2))
+
+    wait_ready(kube)
+
+    assert nodes_of(kube) == {"h200-1", "h200-2"}
+    resources = deployment(kube)["spec"]["template"]["spec"]["containers"][0]["resources"]
+    assert resources["limits"]["nvidia.com/gpu"] == "4"
+    launch = kube.get("v1", "ConfigMap", "chat-launch", "team-a")
+    assert launch is not None
+    assert '"device_count": 4' in launch["data"]["launch-spec.json"]
+    allocated = eventually(
+        lambda: (kube.get("windlass.dev/v1alpha1", "GPUClass", "h200") or {})["status"],
+        lambda status: status.get("allocated") == 8,
+    )
+    assert allocated["largestFreeBlock"] == 0
+
+
+def test_free_devices_on_several_nodes_are_no_place_for_a_replica(kube: KubeClient) -> None:
+    """Two replicas of one device lie on the two nodes, so six are free, and no node has four."""
+    kube.apply(service("small", accelerator={"classes": ["h200"]}, replicas=2))
+    wait_ready(kube, "small")
+    assert nodes_of(kube, "small") == {"h200-1", "h200-2"}
+
+    kube.apply(service(accelerator={"classes": ["h200"], "count": 4}))
+    waits = eventually(lambda: condition(kube), lambda found: "Insufficient" in found.get("message", ""))
+
+    assert "free 1 x h200 (1 on h200-1): each replica needs 4 on one node" in waits["message"]
+    kube.apply(service("small", accelerator={"classes": ["h200"]}, replicas=1))
+    wait_ready(kube, timeout_s=60)
+
+
+@pytest.mark.parametrize(("promise", "state"), [(1, "Complete"), (2, "Blocked")])
+def test_replicas_of_whole_nodes_roll_one_out_one_in_or_say_that_they_are_blocked(
+    kube: KubeClient, promise: int, state: str
+) -> None:
+    """Two replicas of four fill the two nodes."""
+    spec = {"accelerator": {"classes": ["h200"], "count": 4}, "replicas": 2, "rollout": {"minAvailable": promise}}
+    kube.apply(service(**spec))
+    wait_ready(kube)
+
+    kube.apply(service(**spec, limits={"maxRunningRequests": 8}))
+
+    rolled = eventually(
+        lambda: find(kube)["status"].get("rollout", {}), lambda found: found.get("state") == state, timeout_s=90
+    )
+    assert rolled["steps"][0]["action"] == ("OneOutOneIn" if promise == 1 else "Surge")
+
+
 CLAIM = {"allocation": "ResourceClaim"}
+
+
+def test_a_claim_of_several_devices_gets_them_on_one_node(kube: KubeClient) -> None:
+    kube.apply(tenant("acme", "team-a", gpus={"a100": 8}))
+    kube.apply(service(accelerator={**CLAIM, "classes": ["a100"], "count": 4}, replicas=2))
+
+    wait_ready(kube)
+
+    assert given(kube) == ["gpu on a100-1"] * 8
+    assert nodes_of(kube) == {"a100-1"}
+    held = eventually(
+        lambda: (kube.get("windlass.dev/v1alpha1", "Tenant", "acme") or {}).get("status", {}).get("gpus", []),
+        lambda gpus: any(gpu["used"] == 8 for gpu in gpus),
+    )
+    assert [gpu["name"] for gpu in held if gpu["used"]] == ["a100"]
 
 
 def claims_of(kube: KubeClient, name: str = "chat") -> list[dict[str, Any]]:
