@@ -192,6 +192,17 @@ def no_operator(shared_operator: OperatorProcess) -> OperatorProcess:
 
 
 @pytest.fixture
+def grant(kube: KubeClient) -> Iterator[Callable[..., None]]:
+    """Give tenant `a` other numbers of some GPU classes for one test."""
+
+    def give(**gpus: int) -> None:
+        kube.apply(tenant("a", "team-a", gpus=QUOTA | gpus))
+
+    yield give
+    kube.apply(tenant("a", "team-a", gpus=QUOTA))
+
+
+@pytest.fixture
 def clean(kube: KubeClient) -> Iterator[None]:
     """No service is left for the next test, whatever this one did."""
     yield

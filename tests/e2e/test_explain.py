@@ -12,7 +12,7 @@ import pytest
 
 from support.control_plane import ControlPlane
 from support.kube_client import KubeClient, eventually
-from support.services import condition, service, tenant, wait_ready
+from support.services import condition, service, wait_ready
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator", "clean")]
 
@@ -38,16 +38,16 @@ def read(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 def test_the_answer_is_that_of_the_status_and_its_smallest_change_admits_the_service(
     kube: KubeClient, explain: Explain
 ) -> None:
-    kube.apply(tenant("acme", "team-a", gpus={"h200": 2}))
-    kube.apply(service(accelerator={"classes": ["h200"]}, replicas=3))
-    refused = eventually(lambda: condition(kube, kind="Ready"), lambda found: found.get("reason") == "QuotaExceeded")
+    """The tenant has six H200."""
+    kube.apply(service(accelerator={"classes": ["h200"]}, replicas=7))
+    refused = eventually(lambda: condition(kube, kind="Admitted"), lambda found: found.get("reason") == "QuotaExceeded")
 
     told = read(explain("chat", "-n", "team-a", "-o", "json"))
 
     assert refused["message"] == f"{told['refusal']['message']}. {told['refusal']['nextStep']}."
     assert refused in [{**refused, **one} for one in told["conditions"]]
     first = told["suggestions"][0]
-    assert first["change"]["patch"] == {"spec": {"replicas": 2}}
+    assert first["change"]["patch"] == {"spec": {"replicas": 6}}
     change = first["change"]
     target = {"apiVersion": "windlass.dev/v1alpha1", "kind": change["kind"]}
     target["metadata"] = {"name": change["name"], "namespace": change["namespace"]}
@@ -56,8 +56,11 @@ def test_the_answer_is_that_of_the_status_and_its_smallest_change_admits_the_ser
     assert read(explain("chat", "-n", "team-a", "-o", "json"))["runs"] is True
 
 
-def test_pods_that_no_node_has_room_for_are_told_what_would_give_them_one(kube: KubeClient, explain: Explain) -> None:
+def test_pods_that_no_node_has_room_for_are_told_what_would_give_them_one(
+    kube: KubeClient, explain: Explain, grant: Callable[..., None]
+) -> None:
     """The cluster has eight H200 on two nodes."""
+    grant(h200=9)
     kube.apply(service(accelerator={"classes": ["h200"]}, replicas=9))
     eventually(lambda: condition(kube, kind="Ready"), lambda found: "Insufficient" in found.get("message", ""))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from support.kube_client import KubeClient, eventually
-from support.services import APPS, OWNED, condition, deployment, find, pods, service, tenant, wait_ready
+from support.services import APPS, OWNED, condition, deployment, find, pods, service, wait_ready
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator", "clean")]
 
@@ -93,8 +94,9 @@ def test_time_slices_of_one_device_serve_several_replicas(kube: KubeClient) -> N
     assert nodes_of(kube) == {"shared-1"}
 
 
-def test_a_replica_of_several_devices_has_them_on_one_node(kube: KubeClient) -> None:
+def test_a_replica_of_several_devices_has_them_on_one_node(kube: KubeClient, grant: Callable[..., None]) -> None:
     """Two nodes have four H200 each."""
+    grant(h200=8)
     kube.apply(service(accelerator={"classes": ["h200"], "count": 4}, replicas=2))
 
     wait_ready(kube)
@@ -128,9 +130,10 @@ def test_free_devices_on_several_nodes_are_no_place_for_a_replica(kube: KubeClie
 
 @pytest.mark.parametrize(("promise", "state"), [(1, "Complete"), (2, "Blocked")])
 def test_replicas_of_whole_nodes_roll_one_out_one_in_or_say_that_they_are_blocked(
-    kube: KubeClient, promise: int, state: str
+    kube: KubeClient, grant: Callable[..., None], promise: int, state: str
 ) -> None:
     """Two replicas of four fill the two nodes."""
+    grant(h200=12)
     spec = {"accelerator": {"classes": ["h200"], "count": 4}, "replicas": 2, "rollout": {"minAvailable": promise}}
     kube.apply(service(**spec))
     wait_ready(kube)
@@ -144,10 +147,11 @@ def test_replicas_of_whole_nodes_roll_one_out_one_in_or_say_that_they_are_blocke
 
 
 CLAIM = {"allocation": "ResourceClaim"}
+B200 = "device.attributes['gpu.nvidia.com'].productName == 'NVIDIA-B200'"
 
 
-def test_a_claim_of_several_devices_gets_them_on_one_node(kube: KubeClient) -> None:
-    kube.apply(tenant("acme", "team-a", gpus={"a100": 8}))
+def test_a_claim_of_several_devices_gets_them_on_one_node(kube: KubeClient, grant: Callable[..., None]) -> None:
+    grant(a100=8)
     kube.apply(service(accelerator={**CLAIM, "classes": ["a100"], "count": 4}, replicas=2))
 
     wait_ready(kube)
@@ -155,7 +159,7 @@ def test_a_claim_of_several_devices_gets_them_on_one_node(kube: KubeClient) -> N
     assert given(kube) == ["gpu on a100-1"] * 8
     assert nodes_of(kube) == {"a100-1"}
     held = eventually(
-        lambda: (kube.get("windlass.dev/v1alpha1", "Tenant", "acme") or {}).get("status", {}).get("gpus", []),
+        lambda: (kube.get("windlass.dev/v1alpha1", "Tenant", "a") or {}).get("status", {}).get("gpus", []),
         lambda gpus: any(gpu["used"] == 8 for gpu in gpus),
     )
     assert [gpu["name"] for gpu in held if gpu["used"]] == ["a100"]
@@ -179,6 +183,53 @@ def test_a_claim_brings_a_replica_to_a_node_whose_device_has_the_attributes(kube
     assert given(kube) == ["gpu on a100-1"]
     assert nodes_of(kube) == {"a100-1"}
     assert find(kube)["status"]["acceleratorClass"] == "a100"
+
+
+@pytest.mark.parametrize(
+    ("replicas", "action"),
+    [pytest.param(1, "Surge", id="one of two is free"), pytest.param(2, "OneOutOneIn", id="both are claimed")],
+)
+def test_a_rollout_of_claims_surges_where_a_published_device_is_free(
+    kube: KubeClient, replicas: int, action: str
+) -> None:
+    """No device plugin reports the two B200: what is free is known from ResourceSlices and allocated claims."""
+    spec = {"accelerator": {**CLAIM, "classes": ["b200"]}, "replicas": replicas, "rollout": {"minAvailable": 1}}
+    kube.apply(service(**spec))
+    wait_ready(kube)
+
+    kube.apply(service(**spec, limits={"maxRunningRequests": 8}))
+
+    rolled = eventually(
+        lambda: find(kube)["status"].get("rollout", {}), lambda found: found.get("state") == "Complete", timeout_s=90
+    )
+    assert {step["action"] for step in rolled["steps"]} == {action}
+
+
+def test_devices_that_others_claim_are_not_free(kube: KubeClient) -> None:
+    """A pod of somebody else claims one of the two B200."""
+    exactly = {"deviceClassName": "gpu.nvidia.com", "selectors": [{"cel": {"expression": B200}}]}
+    request = {"name": "gpu", "exactly": exactly}
+    claim = {"apiVersion": RESOURCES, "kind": "ResourceClaim", "metadata": {"name": "theirs", "namespace": "default"}}
+    container = {"name": "c", "image": "example.com/c:1", "resources": {"claims": [{"name": "gpu"}]}}
+    body = {"containers": [container], "resourceClaims": [{"name": "gpu", "resourceClaimName": "theirs"}]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "theirs", "namespace": "default"}, "spec": body}
+    try:
+        kube.create({**claim, "spec": {"devices": {"requests": [request]}}})
+        kube.create(pod)
+        told = eventually(
+            lambda: (kube.get("windlass.dev/v1alpha1", "GPUClass", "b200") or {}).get("status", {}),
+            lambda status: status.get("largestFreeBlock") == 1,
+        )
+        assert (told["nodes"], told["gpus"]) == (1, 2)
+
+        kube.apply(service(accelerator={**CLAIM, "classes": ["b200"]}, replicas=2))
+
+        waits = eventually(lambda: condition(kube), lambda found: "cannot allocate" in found.get("message", ""))
+        assert "free 1 x b200" in waits["message"]
+    finally:
+        kube.delete("v1", "Pod", "theirs", "default")
+        kube.delete(RESOURCES, "ResourceClaim", "theirs", "default")
+    wait_ready(kube, timeout_s=60)
 
 
 def test_a_claim_falls_to_its_second_class_when_the_first_has_no_device_left(kube: KubeClient) -> None:

@@ -37,7 +37,7 @@ narrowed to the operator's own objects, because RBAC knows no label selectors.
 - apiGroups: [resource.k8s.io]
   resources: [resourceclaimtemplates]
   verbs: [get, list, watch, create, patch, delete]
-# See which devices their claims were given.
+# See which devices claims were given, and so which are free.
 - apiGroups: [resource.k8s.io]
   resources: [resourceclaims]
   verbs: [get, list, watch]
@@ -112,6 +112,10 @@ narrowed to the operator's own objects, because RBAC knows no label selectors.
 # Know which nodes carry which devices.
 - apiGroups: [""]
   resources: [nodes]
+  verbs: [get, list, watch]
+# Know which devices drivers offer for claims.
+- apiGroups: [resource.k8s.io]
+  resources: [resourceslices, deviceclasses]
   verbs: [get, list, watch]
 # Learn who serves the metrics of autoscalers.
 - apiGroups: [apiregistration.k8s.io]

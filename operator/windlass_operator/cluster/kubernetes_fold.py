@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from windlass_operator.api.v1alpha1.inference_service import Failure
 from windlass_operator.cluster.kubernetes_compare import parse_quantity
-from windlass_operator.cluster.kubernetes_kinds import DELETION_COST, OWNER
+from windlass_operator.cluster.kubernetes_kinds import DELETION_COST, OWNER, SUPPLY
 from windlass_operator.domain import labels
 from windlass_operator.domain.snapshot import Key, Node, Revision, Taking, TakingCause, Workload
 
@@ -34,15 +34,22 @@ OWN_KINDS: Final = frozenset({"InferenceService", "Tenant", "GPUClass"})
 
 
 def key_of_owner(manifest: Json) -> Key | None:
-    """Return whose reconcile an object concerns: itself for our kinds, its owner for children, its service for pods."""
+    """Return whose reconcile an object concerns: itself for our kinds and for what there is for all, its owner for
+    children, its service for pods and their claims.
+    """
     metadata = manifest["metadata"]
-    if manifest["kind"] in OWN_KINDS or manifest["kind"] == "Node":
+    if manifest["kind"] in OWN_KINDS or (manifest["kind"] in SUPPLY and not is_ours(manifest)):
         return Key(manifest["kind"], metadata.get("namespace", ""), metadata["name"])
     owner = parse_owner((metadata.get("annotations") or {}).get(OWNER, ""))
     if owner is not None:
         return owner
     instance = (metadata.get("labels") or {}).get(labels.INSTANCE)
     return Key("InferenceService", metadata["namespace"], instance) if instance and metadata.get("namespace") else None
+
+
+def is_ours(manifest: Json) -> bool:
+    """Whether an object carries our managed-by label."""
+    return _labels(manifest).get(labels.MANAGED_BY) == labels.MANAGER
 
 
 def render_owner(key: Key) -> str:

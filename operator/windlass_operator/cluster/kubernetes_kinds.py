@@ -109,14 +109,22 @@ each is read whenever its owner is reconciled."""
 WORKLOAD_PARTS: Final = (
     ApiKind("apps/v1", "ReplicaSet", "replicasets"),
     ApiKind("v1", "Pod", "pods"),
-    ApiKind("resource.k8s.io/v1", "ResourceClaim", "resourceclaims"),
 )
 """What Kubernetes makes from our Deployments: watched by the managed-by label of the templates, never written."""
 
 NODES: Final = (ApiKind("v1", "Node", "nodes", namespaced=False),)
 """Machines: watched whole, never written."""
 
-WATCHED: Final = OWNERS + CHILDREN + WORKLOAD_PARTS + NODES
+DEVICES: Final = (
+    ApiKind("resource.k8s.io/v1", "ResourceSlice", "resourceslices", namespaced=False),
+    ApiKind("resource.k8s.io/v1", "DeviceClass", "deviceclasses", namespaced=False),
+    ApiKind("resource.k8s.io/v1", "ResourceClaim", "resourceclaims"),
+)
+"""What drivers offer for claims, and what claims were given, whoever made them: watched whole, never written."""
+SUPPLY: Final = frozenset(kind.kind for kind in NODES + DEVICES)
+"""Kinds that concern no object of ours, but what there is for all."""
+
+WATCHED: Final = OWNERS + CHILDREN + WORKLOAD_PARTS + NODES + DEVICES
 KINDS: Final = {kind.kind: kind for kind in WATCHED + OPTIONAL}
 LABELLED: Final = frozenset(kind.kind for kind in CHILDREN + WORKLOAD_PARTS)
 """Kinds of which only objects with our managed-by label are watched."""

@@ -14,7 +14,7 @@ from windlass_operator import errors
 from windlass_operator.cluster.kubernetes_cache import ObjectCache
 from windlass_operator.cluster.kubernetes_client import APPLY, Forbidden, KubernetesClient, NotFound
 from windlass_operator.cluster.kubernetes_discovery import Discovery
-from windlass_operator.cluster.kubernetes_kinds import KINDS, OWNERS, WATCHED, ApiKind, Ref, selector_of
+from windlass_operator.cluster.kubernetes_kinds import DEVICES, KINDS, OWNERS, WATCHED, ApiKind, Ref, selector_of
 from windlass_operator.cluster.kubernetes_snapshot import SnapshotBuilder
 from windlass_operator.cluster.protocol import Manifest
 from windlass_operator.domain import labels
@@ -72,6 +72,8 @@ async def read_picture(client: KubernetesClient, namespaces: Iterable[str], oper
     snapshot = builder.build()
     if {"Node", "Pod", "Deployment"} & {gap.kind for gap in gaps}:
         snapshot = replace(snapshot, nodes=None)  # a device that looks free could be held where we do not see it
+    if {kind.kind for kind in DEVICES} & {gap.kind for gap in gaps}:
+        snapshot = replace(snapshot, published=None)
     snapshot = replace(snapshot, capabilities=await _look(client, wanted))
     return Picture(snapshot, cache, tuple(gaps), await _read_environment(client, operator_namespace))
 

@@ -16,17 +16,20 @@ from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.cluster.kubernetes_cache import Cached, ObjectCache
+from windlass_operator.cluster.kubernetes_devices import fold_allocation, fold_device_class, fold_slice
 from windlass_operator.cluster.kubernetes_fold import (
     add_queue_words,
     fold_node,
     fold_remnants,
     fold_workload,
+    is_ours,
     key_of_owner,
 )
-from windlass_operator.cluster.kubernetes_kinds import Ref
+from windlass_operator.cluster.kubernetes_kinds import SUPPLY, Ref
 from windlass_operator.domain import labels
 from windlass_operator.domain.canary_plan import canary_key, canary_of
 from windlass_operator.domain.capabilities import Capabilities
+from windlass_operator.domain.published import DeviceId, DeviceSlice, Published
 from windlass_operator.domain.snapshot import Key, Node, Snapshot, Workload
 from windlass_operator.errors import InvalidInput, Problem
 
@@ -75,6 +78,10 @@ class SnapshotBuilder:
         self._gpu_classes = Table[str, GPUClass]()
         self._nodes = Table[str, Node]()
         self._workloads = Table[Key, Workload]()
+        self._slices = Table[str, DeviceSlice]()
+        self._device_classes = Table[str, tuple[str, ...]]()
+        self._allocated = Table[tuple[str, str], tuple[DeviceId, ...]]()
+        self._published = Published({}, {}, {})
         self._canaries = Table[Key, frozenset[Key]]()
         self._invalid: dict[Key, tuple[Problem, ...]] = {}
         self._parsed: dict[Key, Cached] = {}
@@ -103,6 +110,9 @@ class SnapshotBuilder:
     def touch_object(self, manifest: dict[str, Any]) -> Key | None:
         """An object changed; returns the key it concerns, None when it concerns nothing of ours."""
         key = key_of_owner(manifest)
+        if manifest["kind"] in SUPPLY:
+            metadata = manifest["metadata"]
+            self.touch(Key(manifest["kind"], metadata.get("namespace", ""), metadata["name"]))
         if key is not None:
             self.touch(key)
         return key
@@ -119,6 +129,7 @@ class SnapshotBuilder:
             self._workloads.view(),
             self.capabilities,
             self._canaries.view(),
+            self._publish(),
         )
         built = self._built
         before = (
@@ -129,10 +140,18 @@ class SnapshotBuilder:
             built.workloads,
             built.capabilities,
             built.canaries,
+            built.published,
         )
         if any(new is not old for new, old in zip(parts, before, strict=True)):
             self._built = Snapshot(*parts)
         return self._built
+
+    def _publish(self) -> Published:
+        parts, known = (self._slices.view(), self._device_classes.view(), self._allocated.view()), self._published
+        before = known.slices, known.device_classes, known.allocated
+        if any(new is not old for new, old in zip(parts, before, strict=True)):
+            self._published = Published(*parts)
+        return self._published
 
     def require_valid(self, key: Key) -> None:
         """Raise InvalidInput when the stored object of `key` is not one this version can read."""
@@ -161,6 +180,12 @@ class SnapshotBuilder:
             self._gpu_classes.put(key.name, self._parse(key, GPUClass, manifest))
         elif key.kind == "Node":
             self._nodes.put(key.name, fold_node(manifest) if manifest else None)
+        elif key.kind == "ResourceSlice":
+            self._slices.put(key.name, fold_slice(manifest) if manifest else None)
+        elif key.kind == "DeviceClass":
+            self._device_classes.put(key.name, fold_device_class(manifest) if manifest else None)
+        elif key.kind == "ResourceClaim":
+            self._allocated.put((key.namespace, key.name), (fold_allocation(manifest) or None) if manifest else None)
 
     def _parse(self, key: Key, model: type[T], manifest: dict[str, Any] | None) -> T | None:
         if manifest is None:
@@ -225,7 +250,7 @@ class SnapshotBuilder:
             [
                 one.manifest
                 for one in self._cache.instances("ResourceClaim", key.namespace, key.name)
-                if _canary_label(one) == canary
+                if _canary_label(one) == canary and is_ours(one.manifest)
             ],
         )
         return add_queue_words(workload, self._queue_words.get(key, ""))

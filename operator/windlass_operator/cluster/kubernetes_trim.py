@@ -28,6 +28,8 @@ CONDITIONS: Final[Mapping[str, frozenset[str]]] = {
 """Conditions that are read, by kind; of their times only when a pod became ready."""
 IDENTITY: Final = ("name", "namespace", "uid", "resourceVersion", "generation", "labels", "deletionTimestamp")
 CREATED: Final = "creationTimestamp"
+CLAIM_RESULT: Final = ("request", "driver", "pool", "device", "adminAccess")
+SLICE: Final = ("driver", "pool", "nodeName", "devices")
 CONTAINER_STATUS: Final = ("state", "lastState", "restartCount")
 POOL_SIZE: Final = 8192
 """Different parts a pool remembers, before it begins anew: about 3 MB."""
@@ -88,8 +90,17 @@ def _trim_pod(manifest: Mapping[str, Any]) -> Json:
 def _trim_claim(manifest: Mapping[str, Any]) -> Json:
     allocation = (manifest.get("status") or {}).get("allocation") or {}
     results = (allocation.get("devices") or {}).get("results") or ()
-    requests = [{"request": item["request"]} for item in results if "request" in item]
-    return {**_head(manifest), "status": {"allocation": {"devices": {"results": requests}}} if requests else {}}
+    given = [{key: item[key] for key in CLAIM_RESULT if key in item} for item in results if "request" in item]
+    return {**_head(manifest), "status": {"allocation": {"devices": {"results": given}}} if given else {}}
+
+
+def _trim_slice(manifest: Mapping[str, Any]) -> Json:
+    spec = manifest.get("spec") or {}
+    return {**_head(manifest), "spec": {key: spec[key] for key in SLICE if key in spec}}
+
+
+def _trim_device_class(manifest: Mapping[str, Any]) -> Json:
+    return {**_head(manifest), "spec": {"selectors": (manifest.get("spec") or {}).get("selectors") or []}}
 
 
 def _trim_node(manifest: Mapping[str, Any]) -> Json:
@@ -154,6 +165,8 @@ _TRIMMERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Json]]] = {
     "ReplicaSet": _trim_replica_set,
     "Pod": _trim_pod,
     "ResourceClaim": _trim_claim,
+    "ResourceSlice": _trim_slice,
+    "DeviceClass": _trim_device_class,
     "Node": _trim_node,
 }
 

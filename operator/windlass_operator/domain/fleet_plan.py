@@ -157,10 +157,15 @@ def _limits(gpu: GpuQuota) -> str:
 
 
 def _count_nodes(gpu_class: GPUClass, supply: Supply) -> int | None:
-    """Nodes with devices; where only a driver of claims offers them, those with the labels. None: nodes are unknown."""
+    """Nodes with devices; those with the labels where only a driver of claims could offer them and what it offers is
+    unknown. None: nodes are unknown.
+    """
     name = gpu_class.metadata.name
-    nodes = supply.nodes(name)
-    return supply.labelled(name) if nodes == 0 and gpu_class.spec.device_class_name is not None else nodes
+    if supply.nodes(name) is None:
+        return None
+    nodes = len(supply.offered(name))
+    only_claimed = nodes == 0 and gpu_class.spec.device_class_name is not None and supply.claimable(name) is None
+    return supply.labelled(name) if only_claimed else nodes
 
 
 def plan_gpu_class(gpu_class: GPUClass, snapshot: Snapshot) -> GpuClassPlan:
@@ -171,7 +176,7 @@ def plan_gpu_class(gpu_class: GPUClass, snapshot: Snapshot) -> GpuClassPlan:
         key=Key("GPUClass", "", name),
         generation=gpu_class.metadata.generation,
         nodes=_count_nodes(gpu_class, supply),
-        gpus=supply.devices(name),
+        gpus=sum(supply.offered(name).values()),
         allocated=supply.held(name),
         fragmentation=supply.fragmentation(name),
     )

@@ -180,7 +180,10 @@ def _judge(
     if found is None:
         return _skip_for_format(name, spec, gpu_class.spec, gpu_classes)
     by_need = accelerator.classes is None
-    return Candidate(name, gpu_class.spec, supply.nodes(name, count), count, by_need=by_need, format=found)
+    nodes = supply.nodes(name, count)
+    if accelerator.allocation is Allocation.RESOURCE_CLAIM and supply.claimable(name) is not None:
+        nodes = supply.claimable_nodes(name, count)
+    return Candidate(name, gpu_class.spec, nodes, count, by_need=by_need, format=found)
 
 
 def _find_format(spec: InferenceServiceSpec, gpu: GPUClassSpec) -> Format | None:
@@ -210,7 +213,9 @@ def describe(candidate: Candidate, supply: Supply, workload: Workload) -> str:
     if _keeps(candidate, workload):
         return f"{_describe_merit(candidate)}its replicas run there already, and moving would restart them"
     if candidate.claimed:
-        return f"{_describe_merit(candidate)}the scheduler looks for its devices first"
+        return (
+            f"{_describe_merit(candidate)}the scheduler looks for its devices first{_describe_offer(candidate, supply)}"
+        )
     return f"{_describe_merit(candidate)}{_describe_nodes(candidate, supply)}"
 
 
@@ -220,6 +225,20 @@ def _describe_merit(candidate: Candidate) -> str:
     price = candidate.spec.price_per_hour
     words = "its price is not stated" if price is None else f"{price} per hour"
     return f"meets spec.accelerator.requirements, {words}; "
+
+
+def _describe_offer(candidate: Candidate, supply: Supply) -> str:
+    offers, count = supply.claimable(candidate.name), candidate.count
+    if offers is None:
+        return ""
+    devices = sum(len(offer.devices) for offer in offers.values())
+    if not candidate.nodes:
+        largest = max((len(offer.devices) for offer in offers.values()), default=0)
+        found = f"the largest offers {largest}" if largest else "none offers any"
+        return f"; no ready node offers {count} of them to claims, {found}, so pods wait until one appears"
+    free = sum(len(offer.free) for offer in offers.values())
+    where = "1 ready node offers" if len(offers) == 1 else f"{len(offers)} ready nodes offer"
+    return f"; {where} {devices} to claims, {free} of them free"
 
 
 def _describe_nodes(candidate: Candidate, supply: Supply) -> str:

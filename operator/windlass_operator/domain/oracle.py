@@ -25,6 +25,8 @@ from windlass_operator.domain.suggestion import Change, Remedy, Suggestion, next
 SERVICES_AT_MOST: Final = 100
 """GPU services that share one set of books, up to which a reconcile looks for suggestions: each trial shares anew."""
 _NEIGHBOURS_AT_MOST = 8
+CLAIMS_WAIT: Final = "cannot allocate all claims"
+"""The scheduler's words for pods whose claims no node satisfies."""
 _ADVISED = frozenset({"QuotaExceeded", "QuotaLimited"})
 """Quota refusals whose next step is the smallest change; the others end in another way first."""
 
@@ -49,7 +51,10 @@ def suggest_for_pods(service: InferenceService, verdict: Admission, view: FleetV
     workload, accelerator = view.workload_of(key_of(service)), service.spec.accelerator
     if verdict.refusal is not None or verdict.candidate is None or accelerator is None or not workload.unplaced:
         return ()
-    if f"Insufficient {verdict.candidate.spec.resource}" not in workload.pending_reason:
+    lacking = (
+        "cannot allocate all claims" if verdict.candidate.claimed else f"Insufficient {verdict.candidate.spec.resource}"
+    )
+    if lacking not in workload.pending_reason:
         return ()
     found = [*_by_freeing(verdict.candidate, workload.unplaced, view), *_by_other_class(service, view)]
     devices = workload.unplaced * accelerator.count
@@ -102,7 +107,12 @@ def _by_freeing(candidate: Candidate, replicas: int, view: FleetView) -> Iterato
     if candidate.count == 1:
         yield Suggestion(Remedy.FREE_DEVICES, f"free {replicas} x {name} on nodes with {where}", replicas)
         return
-    missing = count_missing(supply.free_by_node(name), supply.capacity(name), candidate.count, replicas)
+    free, capacity = supply.free_by_node(name), supply.capacity(name)
+    if candidate.claimed:
+        offers = supply.claimable(name) or {}
+        free = {node: len(offer.free) for node, offer in offers.items()}
+        capacity = {node: len(offer.devices) for node, offer in offers.items()}
+    missing = count_missing(free, capacity, candidate.count, replicas)
     if missing is None:
         order = f"add a node with {where} and {candidate.count} devices"
         yield Suggestion(Remedy.FREE_DEVICES, order, replicas * candidate.count)

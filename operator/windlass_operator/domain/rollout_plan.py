@@ -83,13 +83,14 @@ def _room(
     accelerator = service.spec.accelerator
     if verdict.candidate is None or accelerator is None:
         return None
-    # Which device a claim gets, and what is left of them, only the scheduler knows.
-    slots = None if verdict.candidate.claimed else view.supply.slots(verdict.candidate.name, accelerator.count)
+    supply, count, candidate = view.supply, accelerator.count, verdict.candidate
+    claimed_classes = [one.name for one in candidate.claimed]
+    slots = supply.claim_slots(claimed_classes, count) if claimed_classes else supply.slots(candidate.name, count)
     spare = _spare(verdict, workload)
     return rollout_room(
         None if slots is None else _without(slots, claimed.slots) + lent.slots,
         None if spare is None else _without(spare, claimed.quota) + lent.quota,
-        accelerator.count,
+        count,
         workload,
     )
 

@@ -14,6 +14,7 @@ from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import Failure, InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.capabilities import Capabilities
+from windlass_operator.domain.published import Published
 
 
 class Key(NamedTuple):
@@ -170,6 +171,8 @@ class Snapshot:
     capabilities: Capabilities = field(default_factory=Capabilities)
     canaries: Mapping[Key, frozenset[Key]] = field(default_factory=dict)
     """Keys of the canaries that a service has workloads of, also of those that its spec lists no longer."""
+    published: Published | None = None
+    """What drivers offer for claims; None: it is unknown."""
 
 
 def snapshot_of(

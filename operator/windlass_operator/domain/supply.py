@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.domain.fragmentation import Fragmentation, measure_fragmentation
+from windlass_operator.domain.published import DeviceId, Offered, offer_by_node
 from windlass_operator.domain.snapshot import Node, Snapshot
 
 
@@ -25,6 +27,7 @@ class Supply:
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self._offers: dict[str, Offer] = {}
+        self._claimable: dict[str, Mapping[str, Offered]] = {}
 
     def nodes(self, gpu_class: str, count: int = 1) -> int | None:
         """Usable nodes of a class with at least so many devices each; None while nodes are unknown."""
@@ -40,6 +43,37 @@ class Supply:
         """Usable nodes with the labels of a class, whether or not a device plugin reports devices there."""
         wanted = self._snapshot.gpu_classes[gpu_class]
         return sum(_is_labelled(node, wanted) for node in (self._snapshot.nodes or {}).values())
+
+    def claimable(self, gpu_class: str) -> Mapping[str, Offered] | None:
+        """Devices of a class that drivers publish for claims, on its usable nodes; None while they are unknown."""
+        published, nodes = self._snapshot.published, self._snapshot.nodes
+        if published is None or nodes is None:
+            return None
+        if gpu_class not in self._claimable:
+            wanted = self._snapshot.gpu_classes[gpu_class]
+            offers = offer_by_node(wanted.spec, published).items()
+            usable = {node: offer for node, offer in offers if node in nodes and _is_labelled(nodes[node], wanted)}
+            self._claimable[gpu_class] = usable
+        return self._claimable[gpu_class]
+
+    def claimable_nodes(self, gpu_class: str, count: int) -> int | None:
+        """Usable nodes with at least so many devices to claim; None while they are unknown."""
+        offers = self.claimable(gpu_class)
+        return None if offers is None else sum(len(offer.devices) >= count for offer in offers.values())
+
+    def claim_slots(self, gpu_classes: Sequence[str], count: int) -> int | None:
+        """Replicas that could claim `count` devices of one of some classes on one node now; None while unknown.
+
+        A device that several classes mean counts once, for the first of them.
+        """
+        slots, counted = 0, set[DeviceId]()
+        for name in gpu_classes:
+            offers = self.claimable(name)
+            if offers is None:
+                return None
+            slots += sum(len(offer.free - counted) // count for offer in offers.values()) - self._spoilt(name, count)
+            counted |= {device for offer in offers.values() for device in offer.free}
+        return slots
 
     def devices(self, gpu_class: str) -> int:
         """Devices on the usable nodes of a class; 0 while nodes are unknown."""
@@ -94,12 +128,24 @@ class Supply:
         if gpu_class == other or gpu_class not in classes or other not in classes:
             return gpu_class == other
         same_resource = classes[gpu_class].spec.resource == classes[other].spec.resource
-        return same_resource and bool(self._offer(gpu_class).nodes & self._offer(other).nodes)
+        if same_resource and self._offer(gpu_class).nodes & self._offer(other).nodes:
+            return True
+        offers, others = self.claimable(gpu_class) or {}, self.claimable(other) or {}
+        return any(offers[node].devices & others[node].devices for node in offers.keys() & others.keys())
 
     def fragmentation(self, gpu_class: str) -> Fragmentation:
         """How the free devices of a class lie on its nodes, as far as replicas of ours hold the others."""
-        resource = self._snapshot.gpu_classes[gpu_class].spec.resource
-        return measure_fragmentation(self.capacity(gpu_class), self._used_by_resource.get(resource, {}))
+        used = dict(self._used_by_resource.get(self._snapshot.gpu_classes[gpu_class].spec.resource, {}))
+        for node, offer in (self.claimable(gpu_class) or {}).items():
+            used[node] = max(used.get(node, 0), len(offer.devices - offer.free))
+        return measure_fragmentation(self.offered(gpu_class), used)
+
+    def offered(self, gpu_class: str) -> dict[str, int]:
+        """Devices of each usable node of a class, by whichever way it offers more: plugin and driver see the same."""
+        offered = self.capacity(gpu_class)
+        for node, offer in (self.claimable(gpu_class) or {}).items():
+            offered[node] = max(offered.get(node, 0), len(offer.devices))
+        return offered
 
     def capacity(self, gpu_class: str) -> dict[str, int]:
         """Devices of each usable node of a class."""

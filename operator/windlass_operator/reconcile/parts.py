@@ -15,6 +15,7 @@ from windlass_operator.cluster.kubernetes_audit import WatchAudit
 from windlass_operator.cluster.kubernetes_client import KubernetesClient
 from windlass_operator.cluster.kubernetes_discovery import Discovery
 from windlass_operator.cluster.kubernetes_events import EventRecorder
+from windlass_operator.cluster.kubernetes_kinds import SUPPLY
 from windlass_operator.cluster.kubernetes_lease import LeaderElector, Leadership
 from windlass_operator.domain.snapshot import Key, Snapshot
 from windlass_operator.reconcile import probes
@@ -85,7 +86,7 @@ class Operator:
         if self.routes is not None and self._last is not before:
             self.routes.touch()
         woken = keys_to_wake(key, before, self._last, self._told.get(key))
-        if key.kind != "Node":
+        if key.kind not in SUPPLY:
             self._told[key] = claim_on_others(key, self._last)
             if not self._told[key].exists:
                 del self._told[key]

@@ -13,6 +13,7 @@ from windlass_operator.api.v1alpha1.canary import CanaryPhase
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import Accelerator, InferenceService, RolloutState
 from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.cluster.kubernetes_kinds import SUPPLY
 from windlass_operator.domain.canary_plan import canary_key, canary_of
 from windlass_operator.domain.rollout_turns import claim_of
 from windlass_operator.domain.snapshot import Key, Node, Snapshot
@@ -72,13 +73,17 @@ def keys_to_wake(key: Key, before: Snapshot, after: Snapshot, told: Claim | None
     """
     if key.kind == "Node":
         return frozenset(_wake_for_node(before, after, key.name))
+    if key.kind in SUPPLY:
+        return frozenset(_wake_for_devices(before, after))
     if (told or claim_on_others(key, before)) == claim_on_others(key, after):
         return frozenset({key, *_wake_for_places(key, before, after)})
     return frozenset({key, *(other for picture in (before, after) for other in _dependents(key, picture))})
 
 
 def _wake_for_places(key: Key, before: Snapshot, after: Snapshot) -> Iterator[Key]:
-    """The classes whose devices lie elsewhere now. No other plan reads where: a burst of pods wakes no services."""
+    """The classes whose devices lie elsewhere now, and rollouts where claims have changed. No other plan reads where: a
+    burst of pods wakes no services.
+    """
     pictures = [picture.workloads.get(key) for picture in (before, after)]
     old, new = ((one.devices_by_node, one.claimed) if one is not None else ((), ()) for one in pictures)
     if old == new:
@@ -87,6 +92,8 @@ def _wake_for_places(key: Key, before: Snapshot, after: Snapshot) -> Iterator[Ke
         if workload is not None:
             names = {workload.gpu_class, *(name for name, _ in workload.claimed)} - {""}
             yield from (Key("GPUClass", "", name) for name in names)
+    if old[1] != new[1]:
+        yield from _rollouts(after)  # a claim gives its devices back some time after its pod is gone
 
 
 def _dependents(key: Key, snapshot: Snapshot) -> Iterator[Key]:
@@ -164,6 +171,16 @@ def _wake_for_node(before: Snapshot, after: Snapshot, name: str) -> Iterator[Key
             if node is not None and _selects(gpu_class, node):
                 yield Key("GPUClass", "", gpu_class.metadata.name)
                 yield from _wake_for_gpu_class(gpu_class.metadata.name, after)
+
+
+def _wake_for_devices(before: Snapshot, after: Snapshot) -> Iterator[Key]:
+    """Classes that can be claimed, and services that name them: whose devices changed is not asked."""
+    if before.published is after.published:
+        return
+    for name, gpu_class in after.gpu_classes.items():
+        if gpu_class.spec.device_class_name is not None:
+            yield Key("GPUClass", "", name)
+            yield from _wake_for_gpu_class(name, after)
 
 
 def _classes(service: InferenceService | None) -> frozenset[str]:

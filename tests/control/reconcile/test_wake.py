@@ -7,6 +7,7 @@ import pytest
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain.published import Published
 from windlass_operator.domain.snapshot import Key, Node, Snapshot, Workload
 from windlass_operator.reconcile.wake import claim_on_others, keys_to_wake
 
@@ -216,3 +217,26 @@ def test_devices_that_a_former_canary_gives_back_wake_the_neighbours(services):
     after = dataclasses.replace(FLEET, services=services)
 
     assert {CODE, TENANT_ONE, H200} <= keys_to_wake(CHAT, before, after)
+
+
+def test_published_devices_wake_what_can_claim_them():
+    plain = build_gpu_class("h200")
+    claimable = plain.model_copy(update={"spec": plain.spec.model_copy(update={"device_class_name": "gpu"})})
+    classes = {**FLEET.gpu_classes, "h200": claimable}
+    before = dataclasses.replace(FLEET, gpu_classes=classes, published=Published({}, {}, {}))
+    after = dataclasses.replace(before, published=Published({}, {"gpu": ()}, {}))
+
+    for kind in ("ResourceSlice", "DeviceClass", "ResourceClaim"):
+        assert keys_to_wake(Key(kind, "", "x"), before, after) == {H200, CHAT, CODE, TENANT_ONE}
+        assert keys_to_wake(Key(kind, "", "x"), before, before) == set()
+
+
+def test_a_claim_that_gives_its_device_back_wakes_rollouts_that_wait_for_one():
+    waiting = build_service("code", classes=["h200"])
+    rollout = {"revision": "b", "state": "Blocked", "started": "x", "progress": "0/1"}
+    waiting = InferenceService.model_validate({**waiting.model_dump(by_alias=True), "status": {"rollout": rollout}})
+    held = Workload(wanted=0, gpu_class="h200", claimed=(("h200", 1),))
+    fleet = dataclasses.replace(with_service(waiting), workloads={CHAT: held})
+    freed = dataclasses.replace(fleet, workloads={CHAT: dataclasses.replace(held, claimed=())})
+
+    assert CODE in keys_to_wake(CHAT, fleet, freed)
