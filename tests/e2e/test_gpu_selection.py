@@ -332,3 +332,27 @@ def test_a_service_steps_down_to_the_format_that_its_class_holds(kube: KubeClien
     launch = kube.get("v1", "ConfigMap", "chat-launch", "team-a")
     assert launch is not None
     assert '"precision": "INT8"' in launch["data"]["launch-spec.json"]
+
+
+def test_a_service_steps_down_where_the_larger_class_has_no_free_device(
+    kube: KubeClient, grant: Callable[..., None]
+) -> None:
+    """Quota has room for a third L4, but the cluster has two, and both are taken."""
+    grant(**{"edge-l4": 3, "a100-slice": 1})
+    kube.apply(service("taker", accelerator={"classes": ["edge-l4"]}, replicas=2))
+    wait_ready(kube, "taker")
+    spec = {"model": MODEL, "limits": {"maxSequenceTokens": 4096}}
+
+    kube.apply(
+        service(
+            **spec,
+            accelerator={"classes": ["edge-l4", "a100-slice"]},
+            precision={"alternatives": [{"preset": "INT8"}]},
+        )
+    )
+
+    ready = wait_ready(kube)
+    assert ready["status"]["acceleratorClass"] == "a100-slice"
+    assert condition(kube, kind="PrecisionReduced")["reason"] == "SteppedDown"
+    chosen = next(item for item in ready["status"]["decisions"] if item["topic"] == "accelerator")
+    assert "not edge-l4" in chosen["reason"]

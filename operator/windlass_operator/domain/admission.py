@@ -11,7 +11,7 @@ from windlass_operator.api.v1alpha1.inference_service import Accelerator, Alloca
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.alternative_quota import AlternativeClaim, Reservation, reserve_alternatives
 from windlass_operator.domain.decision import Decision, Refusal, decide
-from windlass_operator.domain.elastic_precision import may_return
+from windlass_operator.domain.elastic_precision import may_return, may_step_down
 from windlass_operator.domain.fleet import Platform
 from windlass_operator.domain.fleet_view import FleetView, circle_of
 from windlass_operator.domain.gpu_class import Candidate, Ranking, describe, rank_classes, refuse_ranking, within
@@ -142,7 +142,9 @@ def _rank(service: InferenceService, view: FleetView) -> Ranking:
         view.snapshot.gpu_classes,
         view.supply,
         view.workload_of(key),
+        least=replica_range(service.spec, view.settings.platform).least,
         may_return=may_return(service.status, view.now),
+        may_leave=may_step_down(service.status, view.now),
     )
     tenant = view.tenant_of(key.namespace)
     return ranking if tenant is None else within(ranking, {gpu.name for gpu in tenant.spec.quota.gpus})
@@ -308,7 +310,7 @@ def _explain_choice(chosen: Candidate, ranking: Ranking, service: InferenceServi
     for position, candidate in enumerate(ranking.candidates):
         if position < passed_over:
             reasons.append(f"not {candidate.name}: the tenant's quota has no room")
-        elif position > passed_over and candidate.nodes == 0:
+        elif position > passed_over and (candidate.nodes == 0 or candidate.format.step < chosen.format.step):
             reasons.append(f"not {candidate.name}: {describe(candidate, view.supply, workload)}")
     reasons += [f"not {skipped.name}: {skipped.reason}" for skipped in ranking.skipped]
     return decide("accelerator", chosen.name, "; ".join(reasons))

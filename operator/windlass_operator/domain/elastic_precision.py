@@ -1,7 +1,8 @@
 """Let a service step down to a smaller number format instead of waiting, and return later.
 
 Each class is taken with the first acceptable format that fits its memory, so a format is chosen with the class: where
-quota has no room in the classes of the preferred format, the next classes are those of the next one. Coming back
+quota has no room in the classes of the preferred format, or they have no free devices and nothing serves yet, the next
+classes are those of the next one. Coming back
 restarts replicas, so a service that stepped down stays there for a while, and moves only to a class with free devices:
 `RETURN_AFTER_S` bounds how often it can move.
 """
@@ -80,3 +81,8 @@ def may_return(status: InferenceServiceStatus, now: datetime.datetime | None) ->
     """Whether a service that stepped down has stayed long enough."""
     due = return_due_at(status)
     return due is not None and now is not None and now >= due
+
+
+def may_step_down(status: InferenceServiceStatus, now: datetime.datetime | None) -> bool:
+    """Whether a service that waits for devices may look for them in another format; one that did so waits a while."""
+    return reduced_since(status) is None or may_return(status, now)

@@ -1,8 +1,8 @@
 """Choose the GPUClass a service runs on.
 
-Preference is the user's order, or the price where the user states needs instead of names, with two bends: classes with
-a usable node come before classes without, and the class a service runs on stays first while it works, because moving
-restarts every replica.
+Preference is the user's order, or the price where the user states needs instead of names, with three bends: classes
+with a usable node come before classes without, the class a service runs on stays first while it works, because moving
+restarts every replica, and a service that accepts smaller number formats first takes classes with free devices.
 """
 
 from __future__ import annotations
@@ -94,11 +94,15 @@ def rank_classes(
     supply: Supply,
     workload: Workload,
     *,
+    least: int = 1,
     may_return: bool = False,
+    may_leave: bool = True,
 ) -> Ranking:
     """Judge the classes of `spec.accelerator`, which must be set.
 
+    least       replicas that it cannot do without
     may_return  whether a service that runs in a smaller number format than its preset may move back now
+    may_leave   whether a service whose pods all wait for devices may look for them elsewhere
     """
     assert spec.accelerator is not None
     listed, claims = spec.accelerator.classes, spec.accelerator.allocation is Allocation.RESOURCE_CLAIM
@@ -109,7 +113,10 @@ def rank_classes(
         candidates = _claim(candidates)
     else:
         back = _find_return(candidates, supply, workload) if may_return else frozenset()
-        candidates.sort(key=lambda candidate: (_preference(candidate, workload, back), candidate.format.step))
+        roomy = _find_roomy(spec, candidates, supply, max(1, least))
+        stuck = may_leave and _is_stuck(workload) and bool(roomy and roomy - {workload.gpu_class})
+        order = {one.name: _preference(one, workload, back, roomy, stuck=stuck) for one in candidates}
+        candidates.sort(key=lambda candidate: (order[candidate.name], candidate.format.step))
     skipped = tuple(verdict for verdict in verdicts if isinstance(verdict, Skipped))
     return Ranking(tuple(candidates), skipped, by_need=listed is None)
 
@@ -131,6 +138,22 @@ def _find_return(candidates: list[Candidate], supply: Supply, workload: Workload
     return frozenset(one.name for one in larger if (supply.slots(one.name, one.count) or 0) >= needed > 0)
 
 
+def _find_roomy(
+    spec: InferenceServiceSpec, candidates: list[Candidate], supply: Supply, replicas: int
+) -> frozenset[str] | None:
+    """Classes with free devices for some replicas; None where that is no reason to prefer one: every format is as good,
+    and pods wait for their turn.
+    """
+    if len(acceptable_formats(spec)) == 1:
+        return None
+    return frozenset(one.name for one in candidates if (supply.slots(one.name, one.count) or 0) >= replicas)
+
+
+def _is_stuck(workload: Workload) -> bool:
+    """Whether nothing serves and nothing of its own will make room for the pods that wait."""
+    return workload.unplaced > 0 and workload.ready == 0 and workload.leaving == 0
+
+
 def within(ranking: Ranking, listed: Container[str]) -> Ranking:
     """Leave out of a claim what a tenant's quota does not list. A claim of which nothing is left stays as it is."""
     if not ranking.candidates or not ranking.candidates[0].claimed:
@@ -139,12 +162,16 @@ def within(ranking: Ranking, listed: Container[str]) -> Ranking:
     return replace(ranking, candidates=(replace(allowed[0], claimed=allowed),)) if allowed else ranking
 
 
-def _preference(candidate: Candidate, workload: Workload, back: Container[str]) -> int:
+def _preference(
+    candidate: Candidate, workload: Workload, back: Container[str], roomy: Container[str] | None, *, stuck: bool
+) -> int:
     if candidate.name in back:
         return -1
-    if _keeps(candidate, workload):
+    if _keeps(candidate, workload) and not stuck:
         return 0
-    return 2 if candidate.nodes == 0 else 1
+    if candidate.nodes == 0:
+        return 3
+    return 1 if roomy is None or candidate.name in roomy else 2
 
 
 def _keeps(candidate: Candidate, workload: Workload) -> bool:

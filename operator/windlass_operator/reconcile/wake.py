@@ -107,7 +107,7 @@ def _dependents(key: Key, snapshot: Snapshot) -> Iterator[Key]:
 
 def _wake_for_service(key: Key, snapshot: Snapshot) -> Iterator[Key]:
     """Its tenant counts it, the classes it uses count its devices, who shares its tenant's GPUs plans with them, and
-    rollouts wait for devices that it frees.
+    rollouts and services of elastic precision wait for devices that it frees.
     """
     service, workload = snapshot.services.get(key), snapshot.workloads.get(key)
     classes = _classes(service)
@@ -122,6 +122,7 @@ def _wake_for_service(key: Key, snapshot: Snapshot) -> Iterator[Key]:
                 yield from _wake_circle(tenant, snapshot)
     if classes:
         yield from _rollouts(snapshot)
+        yield from _stuck(snapshot)
 
 
 def _wake_circle(tenant: Tenant, snapshot: Snapshot) -> Iterator[Key]:
@@ -141,6 +142,14 @@ def _rollouts(snapshot: Snapshot) -> Iterator[Key]:
     for key, service in snapshot.services.items():
         rollout = service.status.rollout
         if service.spec.accelerator is not None and rollout is not None and rollout.state is not RolloutState.COMPLETE:
+            yield key
+
+
+def _stuck(snapshot: Snapshot) -> Iterator[Key]:
+    """Services that would take devices in another number format, and of which no pod has any."""
+    for key, service in snapshot.services.items():
+        runs = snapshot.workloads.get(key)
+        if service.spec.precision.alternatives and runs is not None and runs.unplaced and not runs.ready:
             yield key
 
 

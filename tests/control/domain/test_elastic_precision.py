@@ -178,3 +178,83 @@ def test_after_a_step_down_it_stays_for_its_time_and_then_moves_at_most_once(wea
 
 def test_what_fits_the_preset_is_never_stepped_down():
     assert formats(plan(build(classes=["small", "big"]), {"big": 1, "small": 1})) == ("big", Precision.BF16)
+
+
+# -- devices instead of quota ------------------------------------------------------------------------------------------
+
+ROOM = {"big": 8, "small": 8, "tiny": 8}
+
+
+def hold(name: str, gpu_class: str, devices: int = 4):
+    """A neighbour that holds devices of one class."""
+    service = build_service(name, classes=[gpu_class], replicas=devices)
+    node = ((gpu_class, devices),)
+    return service, build_workload(devices, gpu_class=gpu_class, devices=devices, devices_by_node=node)
+
+
+def plan_beside(service, *held, workload=None, now=NOW):
+    nodes = [build_node(name, gpu=name, devices=4) for name in ("big", "small", "tiny")]
+    neighbours = [hold(f"other-{index}", *one) for index, one in enumerate(held)]
+    workloads = {f"team-a/other-{index}": runs for index, (_, runs) in enumerate(neighbours)}
+    if workload is not None:
+        workloads["team-a/chat"] = workload
+    others = [other for other, _ in neighbours]
+    snapshot = build_snapshot(
+        service, *others, BIG, SMALL, TINY, build_tenant(gpus=ROOM), nodes=nodes, workloads=workloads
+    )
+    return plan_in_view(service, FleetView(snapshot, FleetSettings(), now))
+
+
+@pytest.mark.parametrize(
+    ("held", "replicas", "expected"),
+    [
+        pytest.param([], 1, ("big", Precision.BF16), id="devices are free: the preset"),
+        pytest.param([("big",)], 1, ("small", Precision.INT8), id="none is free: one step down"),
+        pytest.param([("big",), ("small",)], 1, ("tiny", Precision.INT4), id="none there either: two steps"),
+        pytest.param([("big", 3)], 2, ("small", Precision.INT8), id="fewer than its replicas: one step down"),
+        pytest.param([("big",), ("small",), ("tiny",)], 1, ("big", Precision.BF16), id="none anywhere: it waits"),
+    ],
+)
+def test_where_no_device_is_free_the_next_format_is_taken_instead_of_waiting(held, replicas, expected):
+    assert formats(plan_beside(build(replicas=replicas), *held)) == expected
+
+
+def test_the_decision_says_why_the_larger_format_was_not_taken():
+    planned = plan_beside(build(), ("big",))
+
+    (decision,) = (item for item in planned.decisions if item.topic == "accelerator")
+    assert "not big: 1 ready node, 0 of 4 devices free" in decision.reason
+
+
+def test_without_alternatives_pods_wait_for_the_preferred_class():
+    assert plan_beside(build(alternatives=()), ("big",)).gpu_class.name == "big"
+
+
+WAITS = {"gpu_class": "big", "wanted": 1, "replicas": 1, "devices": 1, "unplaced": 1}
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        pytest.param(WAITS, "small", id="every pod waits: step down"),
+        pytest.param({**WAITS, "unplaced": 0}, "big", id="its pods start: stay"),
+        pytest.param({**WAITS, "leaving": 1}, "big", id="a pod of its own will make room: stay"),
+        pytest.param({**WAITS, "replicas": 2, "ready": 1}, "big", id="one serves: stay, for moving restarts it"),
+    ],
+)
+def test_only_a_service_of_which_nothing_serves_leaves_its_class(runs, expected):
+    workload = build_workload(runs.get("ready", 0), **{key: value for key, value in runs.items() if key != "ready"})
+
+    assert plan_beside(build(), ("big",), workload=workload).gpu_class.name == expected
+
+
+@pytest.mark.parametrize(("after_s", "expected"), [(30, "small"), (RETURN_AFTER_S + 1, "tiny")])
+def test_a_service_that_stepped_down_and_waits_again_looks_on_only_after_a_while(after_s, expected):
+    first = plan_beside(build(), ("big",))
+    status = plan_service_status(first, None, InferenceServiceStatus(), NOW.isoformat())
+    waits = build_workload(0, **{**WAITS, "gpu_class": "small"})
+    later = NOW + datetime.timedelta(seconds=after_s)
+
+    planned = plan_beside(build(status=status), ("big",), ("small",), workload=waits, now=later)
+
+    assert planned.gpu_class.name == expected
