@@ -200,9 +200,10 @@ class LocalCluster:
             updated_ready=sum(item.current for item in ready),
             wanted=view.wanted.replicas,
             gpu_class=view.gpu_class,
-            devices=max(view.wanted.replicas, len(live)) if view.gpu_class else 0,
+            devices=max(view.wanted.replicas, len(live)) * view.devices if view.gpu_class else 0,
+            devices_per_pod=view.devices if view.gpu_class else 0,
             unplaced=int(view.waiting_for_gpu),
-            pending_reason="every GPU of this machine is in use" if view.waiting_for_gpu else "",
+            pending_reason="too few GPUs of this machine are free" if view.waiting_for_gpu else "",
             last_failure=view.last_failure,
         )
 

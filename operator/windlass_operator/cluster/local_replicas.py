@@ -65,7 +65,7 @@ class _Running:
     since_s: float
     child: Child
     task: asyncio.Task[None] | None = None
-    gpu: str = ""
+    gpus: tuple[str, ...] = ()
     url: str = ""
     ever_ready: bool = False
     told: bool = False
@@ -105,6 +105,8 @@ class ServiceView:
     """Whether the newest revision cannot start: it ended by itself, more than once, and never was ready."""
     waiting_for_gpu: bool
     gpu_class: str
+    devices: int = 1
+    """GPUs per replica, where it runs on GPUs."""
 
     @property
     def routable(self) -> tuple[Replica, ...]:
@@ -152,7 +154,13 @@ class Replicas:
         )
         hopeless = service.failed_starts >= _HOPELESS_AFTER
         return ServiceView(
-            wanted, replicas, service.last_failure, hopeless, service.waiting_for_gpu, service.workload.gpu_class
+            wanted,
+            replicas,
+            service.last_failure,
+            hopeless,
+            service.waiting_for_gpu,
+            service.workload.gpu_class,
+            service.workload.launch.device_count,
         )
 
     async def run(self) -> None:
@@ -220,15 +228,15 @@ class Replicas:
 
     def _start(self, key: Key, service: _Service, group: asyncio.TaskGroup) -> None:
         launch, wanted = service.workload.launch, service.workload.wanted
-        gpu = self._free_gpu() if launch.device is Device.CUDA else ""
-        if service.waiting_for_gpu != (gpu is None):
-            service.waiting_for_gpu = gpu is None
+        gpus = self._free_gpus(launch.device_count) if launch.device is Device.CUDA else ()
+        if service.waiting_for_gpu != (gpus is None):
+            service.waiting_for_gpu = gpus is None
             self._on_change(key)
-        if gpu is None:
+        if gpus is None:
             return
         name = self._choose_name(key, service)
-        child = Child(self._describe(key, name, service.workload, gpu), functools.partial(self._heard, key, name))
-        item = _Running(name, wanted.revision, Phase.STARTING, time.monotonic(), child, gpu=gpu)
+        child = Child(self._describe(key, name, service.workload, gpus), functools.partial(self._heard, key, name))
+        item = _Running(name, wanted.revision, Phase.STARTING, time.monotonic(), child, gpus=gpus)
         service.running[name] = item
         item.task = group.create_task(self._live(key, service, item))
         self._on_change(key)
@@ -239,7 +247,7 @@ class Replicas:
         stem = f"{key.name.replace('/', '-')}-{service.workload.wanted.revision}"
         return next(name for number in itertools.count(1) if (name := f"{stem}-{number}") not in service.running)
 
-    def _describe(self, key: Key, name: str, workload: LocalWorkload, gpu: str) -> Launch:
+    def _describe(self, key: Key, name: str, workload: LocalWorkload, gpus: tuple[str, ...]) -> Launch:
         folder = self._settings.state_dir
         file = folder / "launch" / f"{key.namespace}.{name}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -251,15 +259,17 @@ class Replicas:
         # value stands.
         env.setdefault("OMP_NUM_THREADS", str(max(1, self._settings.cores // self._wanted_total())))
         if workload.launch.device is Device.CUDA:
-            env["CUDA_VISIBLE_DEVICES"] = gpu
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         return Launch((*self._settings.command, "serve", "--launch-spec", str(file)), env, log)
 
     def _wanted_total(self) -> int:
         return max(1, sum(service.workload.wanted.replicas for service in self._services.values()))
 
-    def _free_gpu(self) -> str | None:
-        used = {item.gpu for service in self._services.values() for item in service.running.values()}
-        return next((gpu for gpu in self._settings.gpus if gpu not in used), None)
+    def _free_gpus(self, count: int) -> tuple[str, ...] | None:
+        running = (item for service in self._services.values() for item in service.running.values())
+        used = {gpu for item in running for gpu in item.gpus}
+        free = [gpu for gpu in self._settings.gpus if gpu not in used]
+        return tuple(free[:count]) if len(free) >= count else None
 
     def _heard(self, key: Key, name: str, url: str) -> None:
         service = self._services.get(key)

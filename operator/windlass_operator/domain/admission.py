@@ -10,11 +10,12 @@ from typing import Final
 from windlass_operator.api.v1alpha1.inference_service import Accelerator, Allocation, InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.alternative_quota import AlternativeClaim, Reservation, reserve_alternatives
+from windlass_operator.domain.class_words import describe, refuse_ranking
 from windlass_operator.domain.decision import Decision, Refusal, decide
 from windlass_operator.domain.elastic_precision import may_return, may_step_down
 from windlass_operator.domain.fleet import Platform
 from windlass_operator.domain.fleet_view import FleetView, circle_of
-from windlass_operator.domain.gpu_class import Candidate, Ranking, describe, rank_classes, refuse_ranking, within
+from windlass_operator.domain.gpu_class import Candidate, Ranking, rank_classes, within
 from windlass_operator.domain.model_source import check_volume, parse_source
 from windlass_operator.domain.preemption import allowance, told
 from windlass_operator.domain.priority import check_tier

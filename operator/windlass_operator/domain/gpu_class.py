@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from windlass_operator.api.meta import Toleration
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass, GPUClassSpec, Placement
 from windlass_operator.api.v1alpha1.inference_service import Allocation, InferenceServiceSpec
-from windlass_operator.domain.decision import Refusal
 from windlass_operator.domain.device_claim import Alternative, find_unclaimable, plan_alternatives
 from windlass_operator.domain.elastic_precision import AS_STORED, Format, acceptable_formats
 from windlass_operator.domain.gpu_need import (
@@ -114,8 +113,11 @@ def rank_classes(
     else:
         back = _find_return(candidates, supply, workload) if may_return else frozenset()
         roomy = _find_roomy(spec, candidates, supply, max(1, least))
-        stuck = may_leave and _is_stuck(workload) and bool(roomy and roomy - {workload.gpu_class})
-        order = {one.name: _preference(one, workload, back, roomy, stuck=stuck) for one in candidates}
+        elsewhere = (roomy or frozenset()) - {workload.gpu_class} if may_leave and _is_stuck(workload) else frozenset()
+        order = {
+            one.name: _place(one, elsewhere) if elsewhere else _preference(one, workload, back, roomy)
+            for one in candidates
+        }
         candidates.sort(key=lambda candidate: (order[candidate.name], candidate.format.step))
     skipped = tuple(verdict for verdict in verdicts if isinstance(verdict, Skipped))
     return Ranking(tuple(candidates), skipped, by_need=listed is None)
@@ -130,7 +132,7 @@ def _claim(candidates: list[Candidate]) -> list[Candidate]:
 
 def _find_return(candidates: list[Candidate], supply: Supply, workload: Workload) -> frozenset[str]:
     """Classes with a larger number format than where the service runs, and free devices for all of its replicas."""
-    kept = next((candidate for candidate in candidates if _keeps(candidate, workload)), None)
+    kept = next((candidate for candidate in candidates if keeps(candidate, workload)), None)
     if kept is None:
         return frozenset()
     needed = max(workload.wanted, workload.replicas)
@@ -162,19 +164,21 @@ def within(ranking: Ranking, listed: Container[str]) -> Ranking:
     return replace(ranking, candidates=(replace(allowed[0], claimed=allowed),)) if allowed else ranking
 
 
-def _preference(
-    candidate: Candidate, workload: Workload, back: Container[str], roomy: Container[str] | None, *, stuck: bool
-) -> int:
+def _preference(candidate: Candidate, workload: Workload, back: Container[str], roomy: Container[str] | None) -> int:
     if candidate.name in back:
         return -1
-    if _keeps(candidate, workload) and not stuck:
-        return 0
+    return 0 if keeps(candidate, workload) else _place(candidate, roomy)
+
+
+def _place(candidate: Candidate, roomy: Container[str] | None) -> int:
+    """Order among classes that it does not run on."""
     if candidate.nodes == 0:
         return 3
     return 1 if roomy is None or candidate.name in roomy else 2
 
 
-def _keeps(candidate: Candidate, workload: Workload) -> bool:
+def keeps(candidate: Candidate, workload: Workload) -> bool:
+    """Whether a service runs on a class and stays there, as long as that works."""
     return workload.gpu_class == candidate.name and (candidate.nodes != 0 or workload.ready > 0)
 
 
@@ -235,58 +239,6 @@ def _skip_for_format(
     return Skipped(name, fit.arithmetic, "ModelDoesNotFit", suggest(spec, gpu, precision, gpu_classes))
 
 
-def describe(candidate: Candidate, supply: Supply, workload: Workload) -> str:
-    """Say what speaks for a class."""
-    if _keeps(candidate, workload):
-        return f"{_describe_merit(candidate)}its replicas run there already, and moving would restart them"
-    if candidate.claimed:
-        return (
-            f"{_describe_merit(candidate)}the scheduler looks for its devices first{_describe_offer(candidate, supply)}"
-        )
-    return f"{_describe_merit(candidate)}{_describe_nodes(candidate, supply)}"
-
-
-def _describe_merit(candidate: Candidate) -> str:
-    if not candidate.by_need:
-        return ""
-    price = candidate.spec.price_per_hour
-    words = "its price is not stated" if price is None else f"{price} per hour"
-    return f"meets spec.accelerator.requirements, {words}; "
-
-
-def _describe_offer(candidate: Candidate, supply: Supply) -> str:
-    offers, count = supply.claimable(candidate.name), candidate.count
-    if offers is None:
-        return ""
-    devices = sum(len(offer.devices) for offer in offers.values())
-    if not candidate.nodes:
-        largest = max((len(offer.devices) for offer in offers.values()), default=0)
-        found = f"the largest offers {largest}" if largest else "none offers any"
-        return f"; no ready node offers {count} of them to claims, {found}, so pods wait until one appears"
-    free = sum(len(offer.free) for offer in offers.values())
-    where = "1 ready node offers" if len(offers) == 1 else f"{len(offers)} ready nodes offer"
-    return f"; {where} {devices} to claims, {free} of them free"
-
-
-def _describe_nodes(candidate: Candidate, supply: Supply) -> str:
-    name, nodes = candidate.name, candidate.nodes
-    if nodes is None:
-        return "nodes are unknown here"
-    if nodes == 0 and (largest := supply.largest_node(name)):
-        return (
-            f"no ready node has {candidate.count} of its devices, the largest has {largest}, "
-            "so pods wait until one appears"
-        )
-    if nodes == 0:
-        return "no ready node carries it, so pods wait until one appears"
-    free = max(0, supply.free(name) or 0)
-    words = f"{nodes} ready {'node' if nodes == 1 else 'nodes'}, {free} of {supply.devices(name)} devices free"
-    if candidate.count == 1:
-        return words
-    slots = max(0, supply.slots(name, candidate.count) or 0)
-    return f"{words}, which hold {slots} {'replica' if slots == 1 else 'replicas'} of {candidate.count} devices"
-
-
 def choose(candidate: Candidate) -> GpuChoice:
     """Reduce a class, and those that would do instead, to what a pod needs."""
     spec = candidate.spec
@@ -300,35 +252,3 @@ def choose(candidate: Candidate) -> GpuChoice:
         spec.placement is Placement.PACK,
         plan_alternatives((one.name, one.spec) for one in candidate.claimed),
     )
-
-
-def refuse_ranking(ranking: Ranking) -> Refusal:
-    """Say why no listed class will do. `ranking` has no candidates."""
-    if not ranking.skipped:
-        return Refusal(
-            "RequirementsNotMet",
-            "no class meets spec.accelerator.requirements: there is no GPUClass",
-            "Ask the platform team to create one",
-        )
-    causes = {skipped.cause for skipped in ranking.skipped}
-    mixed = "RequirementsNotMet" if ranking.by_need else "NoUsableGPUClass"
-    cause = causes.pop() if len(causes) == 1 else mixed
-    details = "; ".join(f"{skipped.name}: {skipped.reason}" for skipped in ranking.skipped)
-    steps = {
-        "UnknownGPUClass": "List an existing class in spec.accelerator.classes, or ask the platform team to create it",
-        "CacheTooLarge": "Lower spec.cache.memory, or list a class with more memory",
-        "PrecisionUnsupported": "Set spec.precision.preset to Auto or FP16, or list a newer class",
-        "CacheUnbounded": "Set spec.cache.memory or spec.model.shape, or use a class without time slices",
-        "CountNotSupported": "Set spec.accelerator.count to 1, or use a class of whole GPUs",
-        "NotClaimable": "Set spec.accelerator.allocation to DevicePlugin, or use a class with a deviceClassName",
-        "SharingNotAccepted": "Set spec.accelerator.sharing to MIG or TimeSliced, or use a class of whole GPUs",
-        "RequirementsNotMet": "Lower spec.accelerator.requirements, or ask the platform team for such a class",
-    }
-    if ranking.by_need:
-        words = "no class meets spec.accelerator.requirements"
-        otherwise = "Lower what the service asks for"
-    else:
-        words = "no class of spec.accelerator.classes can be used"
-        otherwise = "List a class in spec.accelerator.classes that exists and fits"
-    remedy = next((skipped.remedy for skipped in ranking.skipped if skipped.remedy), "")
-    return Refusal(cause, f"{words}: {details}", steps.get(cause, remedy or otherwise))

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.builders import build_gpu_class, build_node, build_service, build_snapshot, build_workload
+from windlass_operator.domain.class_words import refuse_ranking
 from windlass_operator.domain.device_claim import MOST_ALTERNATIVES
 from windlass_operator.domain.fleet import FleetSettings
-from windlass_operator.domain.gpu_class import rank_classes, refuse_ranking
+from windlass_operator.domain.gpu_class import rank_classes
 from windlass_operator.domain.plan import Action, plan_service
 from windlass_operator.domain.snapshot import Workload
 from windlass_operator.domain.supply import Supply

@@ -258,3 +258,8 @@ def test_a_service_that_stepped_down_and_waits_again_looks_on_only_after_a_while
     planned = plan_beside(build(status=status), ("big",), ("small",), workload=waits, now=later)
 
     assert planned.gpu_class.name == expected
+
+
+def test_what_the_scheduler_refuses_counts_more_than_our_books():
+    """Nobody of ours holds a device of the class, and yet no pod finds one: strangers have them."""
+    assert plan_beside(build(), workload=build_workload(0, **WAITS)).gpu_class.name == "small"

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.builders import build_gpu_class, build_node, build_service, build_snapshot, build_workload
-from windlass_operator.domain.gpu_class import Ranking, rank_classes, refuse_ranking
+from windlass_operator.domain.class_words import refuse_ranking
+from windlass_operator.domain.gpu_class import Ranking, rank_classes
 from windlass_operator.domain.snapshot import Snapshot, Workload
 from windlass_operator.domain.supply import Supply
 

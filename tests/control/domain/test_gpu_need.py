@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from support.builders import build_gpu_class, build_node, build_service, build_snapshot, build_workload
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import Requirements
-from windlass_operator.domain.gpu_class import rank_classes, refuse_ranking
+from windlass_operator.domain.class_words import refuse_ranking
+from windlass_operator.domain.gpu_class import rank_classes
 from windlass_operator.domain.gpu_need import cheapest_first, find_unmet_requirement, price_of, usable_bytes
 from windlass_operator.domain.snapshot import Workload
 from windlass_operator.domain.supply import Supply

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from support.builders import build_gpu_class, build_node, build_service, build_snapshot
 from windlass_contract.launch_spec import Precision
+from windlass_operator.domain.class_words import refuse_ranking
 from windlass_operator.domain.fleet import FleetSettings
-from windlass_operator.domain.gpu_class import rank_classes, refuse_ranking
+from windlass_operator.domain.gpu_class import rank_classes
 from windlass_operator.domain.model_fit import judge_fit, longest_fitting_sequence
 from windlass_operator.domain.plan import Action, plan_service
 from windlass_operator.domain.snapshot import Workload
