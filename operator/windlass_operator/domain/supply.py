@@ -28,6 +28,8 @@ class Supply:
         self._snapshot = snapshot
         self._offers: dict[str, Offer] = {}
         self._claimable: dict[str, Mapping[str, Offered]] = {}
+        self._slots: dict[tuple[str, int], int] = {}
+        self._shared: dict[tuple[str, str], bool] = {}
 
     def nodes(self, gpu_class: str, count: int = 1) -> int | None:
         """Usable nodes of a class with at least so many devices each; None while nodes are unknown."""
@@ -103,8 +105,10 @@ class Supply:
         free = self.free(gpu_class)
         if free is None:
             return None
-        whole = sum(left // count for left in self.free_by_node(gpu_class).values())
-        return min(free // count, whole - self._spoilt(gpu_class, count))
+        if (gpu_class, count) not in self._slots:
+            whole = sum(left // count for left in self.free_by_node(gpu_class).values())
+            self._slots[gpu_class, count] = min(free // count, whole - self._spoilt(gpu_class, count))
+        return self._slots[gpu_class, count]
 
     def free_by_node(self, gpu_class: str) -> dict[str, int]:
         """Devices of each usable node of a class that no pod of ours holds."""
@@ -127,6 +131,12 @@ class Supply:
         classes = self._snapshot.gpu_classes
         if gpu_class == other or gpu_class not in classes or other not in classes:
             return gpu_class == other
+        if (gpu_class, other) not in self._shared:
+            self._shared[gpu_class, other] = self._meet(gpu_class, other)
+        return self._shared[gpu_class, other]
+
+    def _meet(self, gpu_class: str, other: str) -> bool:
+        classes = self._snapshot.gpu_classes
         same_resource = classes[gpu_class].spec.resource == classes[other].spec.resource
         if same_resource and self._offer(gpu_class).nodes & self._offer(other).nodes:
             return True

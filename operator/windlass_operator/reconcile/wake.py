@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from windlass_operator.api.v1alpha1.canary import CanaryPhase
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
-from windlass_operator.api.v1alpha1.inference_service import Accelerator, InferenceService, RolloutState
+from windlass_operator.api.v1alpha1.inference_service import Accelerator, Allocation, InferenceService, RolloutState
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.cluster.kubernetes_kinds import SUPPLY
 from windlass_operator.domain.canary_plan import canary_key, canary_of
@@ -183,13 +183,15 @@ def _wake_for_node(before: Snapshot, after: Snapshot, name: str) -> Iterator[Key
 
 
 def _wake_for_devices(before: Snapshot, after: Snapshot) -> Iterator[Key]:
-    """Classes that can be claimed, and services that name them: whose devices changed is not asked."""
+    """Classes that can be claimed, and services that claim some: whose devices changed is not asked."""
     if before.published is after.published:
         return
     for name, gpu_class in after.gpu_classes.items():
         if gpu_class.spec.device_class_name is not None:
             yield Key("GPUClass", "", name)
-            yield from _wake_for_gpu_class(name, after)
+    for key, service in after.services.items():
+        if any(accelerator.allocation is Allocation.RESOURCE_CLAIM for accelerator in _accelerators(service)):
+            yield key
 
 
 def _classes(service: InferenceService | None) -> frozenset[str]:

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
-from windlass_operator.api.v1alpha1.inference_service import InferenceService
+from windlass_operator.api.v1alpha1.inference_service import Allocation, InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.published import Published
 from windlass_operator.domain.snapshot import Key, Node, Snapshot, Workload
@@ -223,11 +223,14 @@ def test_published_devices_wake_what_can_claim_them():
     plain = build_gpu_class("h200")
     claimable = plain.model_copy(update={"spec": plain.spec.model_copy(update={"device_class_name": "gpu"})})
     classes = {**FLEET.gpu_classes, "h200": claimable}
-    before = dataclasses.replace(FLEET, gpu_classes=classes, published=Published({}, {}, {}))
+    far = build_service("far", "b", classes=["a100"])
+    accelerator = far.spec.accelerator.model_copy(update={"allocation": Allocation.RESOURCE_CLAIM})
+    claims = far.model_copy(update={"spec": far.spec.model_copy(update={"accelerator": accelerator})})
+    before = dataclasses.replace(with_service(claims), gpu_classes=classes, published=Published({}, {}, {}))
     after = dataclasses.replace(before, published=Published({}, {"gpu": ()}, {}))
 
     for kind in ("ResourceSlice", "DeviceClass", "ResourceClaim"):
-        assert keys_to_wake(Key(kind, "", "x"), before, after) == {H200, CHAT, CODE, TENANT_ONE}
+        assert keys_to_wake(Key(kind, "", "x"), before, after) == {H200, FAR}
         assert keys_to_wake(Key(kind, "", "x"), before, before) == set()
 
 
