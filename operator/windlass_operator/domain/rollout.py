@@ -276,8 +276,8 @@ def rollout_room(
     free_slots   places for a replica on nodes with enough free devices each; None while unknown
     quota_spare  devices that the quota still gives; None without one
 
-    A surge pod that exists already counts as room, and so does the device of a pod that leaves, else the plan would
-    flip in the middle of a rollout. While scheduler or quota hold pods back, somebody outside our books has the
+    A surge pod that exists already counts as room, and so does the place of a pod that leaves, except for the pod that
+    comes in its stead and is not there yet; else the plan would flip in the middle of a rollout. While scheduler or quota hold pods back, somebody outside our books has the
     devices: then there is no room, whatever we count.
     """
     if refused_of(workload):
@@ -286,7 +286,8 @@ def rollout_room(
         return None
     spare = free_slots if quota_spare is None else min(free_slots, quota_spare // devices_per_replica)
     surging = max(0, workload.replicas - workload.wanted)
-    return max(0, spare + workload.leaving + surging)
+    missing = max(0, workload.wanted - workload.replicas)
+    return max(0, spare + max(0, workload.leaving - missing) + surging)
 
 
 def explain_rollout(plan: RolloutPlan) -> Decision:

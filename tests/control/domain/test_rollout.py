@@ -73,6 +73,7 @@ def test_a_blocked_rollout_names_the_ways_out():
         ),
         pytest.param(-1, None, build_workload(2, replicas=3), 0, id="a surge pod without a device is not"),
         pytest.param(-1, None, build_workload(2, replicas=3, leaving=1), 1, id="a leaving pod makes room"),
+        pytest.param(0, None, build_workload(1, wanted=2, leaving=1), 0, id="but first for the pod that is missing"),
         pytest.param(
             3,
             3,
