@@ -276,9 +276,9 @@ def rollout_room(
     free_slots   places for a replica on nodes with enough free devices each; None while unknown
     quota_spare  devices that the quota still gives; None without one
 
-    A surge pod that exists already counts as room, and so does the place of a pod that leaves, except for the pod that
-    comes in its stead and is not there yet; else the plan would flip in the middle of a rollout. While scheduler or quota hold pods back, somebody outside our books has the
-    devices: then there is no room, whatever we count.
+    A surge pod that exists already counts as room, and so does the place of a pod that leaves, unless its successor is
+    not there yet; else the plan would flip in the middle of a rollout. While scheduler or quota hold pods back,
+    somebody outside our books has the devices: then there is no room, whatever we count.
     """
     if refused_of(workload):
         return 0
