@@ -57,6 +57,10 @@ def parse_upgrade(spec: LaunchSpec, folder: Path) -> Upgrade:
     """What a launch spec asks for. Raises EngineUnavailable where no plan could run."""
     if spec.device is not Device.CUDA:
         raise EngineUnavailable(f"engine_store: expected device cuda with it, found {spec.device}; plans run on GPUs")
+    if spec.device_count > 1:
+        raise EngineUnavailable(
+            f"engine_store: expected device_count 1 with it, found {spec.device_count}; a plan runs on one GPU"
+        )
     model = read_spec(folder)
     limit = min(spec.max_sequence_tokens or model.max_positions, model.max_positions)
     capacity, precision = choose_capacity(limit, model.max_positions), _choose_precision(spec.precision, model)

@@ -46,9 +46,10 @@ def test_the_plan_a_replica_wants_follows_from_its_launch_spec(model: Path, tmp_
     ("changes", "message"),
     [
         ({"device": Device.CPU}, "expected device cuda with it, found cpu"),
+        ({"device_count": 2}, "expected device_count 1 with it, found 2"),
         ({"precision": Precision.FP32}, "expected a precision other than FP32"),
     ],
-    ids=["CPU", "FP32"],
+    ids=["CPU", "two GPUs", "FP32"],
 )
 def test_a_replica_that_no_plan_could_serve_is_told_at_once(
     changes: dict[str, Any], message: str, model: Path, tmp_path: Path
