@@ -9,6 +9,8 @@ RuntimeFault
 ├── EngineError            a TensorRT plan cannot be built or used; names the layer or the field, and the fix
 │   ├── EngineUnavailable  no TensorRT here that could do it; names the package to install
 │   └── EngineMismatch     a plan is sound, but for another GPU, version, model or plugin set
+├── BatchError             a batch cannot go on now; what is done is kept, run it again
+│   └── BatchInputError    the input or the results folder is at fault; running it again does not help
 ├── CapacityError          the machine is too small for the request; says the bytes needed and had
 ├── RequestError           the client must change the request (HTTP 400)
 │   └── PromptTooLong      prompt plus requested output exceed the limit
@@ -55,6 +57,14 @@ class EngineUnavailable(EngineError):
 
 class EngineMismatch(EngineError):
     """The plan was built for something else than what is here."""
+
+
+class BatchError(RuntimeFault):
+    """A batch stopped before its end; finished rows are kept."""
+
+
+class BatchInputError(BatchError):
+    """The batch's input, or its results folder, is not what it should be."""
 
 
 class CapacityError(RuntimeFault):

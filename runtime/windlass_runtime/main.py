@@ -1,4 +1,4 @@
-"""The `windlass-runtime` command: serve or simulate a model, generate from the shell, calibrate, build engines.
+"""The `windlass-runtime` command: serve or simulate a model, generate, answer batches, calibrate, build engines.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. Heavy imports wait until a command needs them.
 """
@@ -20,6 +20,7 @@ import click
 
 from windlass_contract.launch_spec import Device, LaunchSpec, LaunchSpecError, Precision
 from windlass_runtime.exits import exit_on_fault
+from windlass_runtime.jobs.batch.options import batch_options
 from windlass_runtime.jobs.engine_commands import build_engine, engine
 
 
@@ -289,6 +290,42 @@ def report(recipes: tuple[Path, ...], target: Path, model: str | None, seconds: 
         speeds = reports.measure_speeds(resolve_model(model), recipes, seconds) if model else {}
         figures = reports.write_report(subjects, speeds, target)
     click.echo(json.dumps(figures) if output == "json" else reports.render_table(figures))
+
+
+@command_line.command(context_settings={"show_default": True})
+@click.argument("model", required=False)
+@batch_options
+@_launch_options
+def batch(model: str | None, launch_file: Path | None, output: str, **options: Any) -> None:
+    """Answer the requests of an OpenAI batch file with MODEL: a folder, an address of a model, or a server's URL.
+
+    Killed, it goes on where it stopped, and each row is in the results exactly once. Several workers with --shards may
+    work on one results folder. Exit code 2 if the input or the folder is at fault, 1 if running it again helps.
+    """
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    from windlass_runtime import launch
+    from windlass_runtime.errors import BatchInputError
+    from windlass_runtime.jobs.batch import command
+
+    server = _batch_server(model, launch_file, options)
+    load = launch.load_model if isinstance(server, str) else _find_loader(server)
+    with exit_on_fault():
+        try:
+            command.run(command.build_job(options, server), load, as_json=output == "json")
+        except BatchInputError as exc:
+            raise click.UsageError(str(exc)) from exc
+
+
+def _batch_server(model: str | None, launch_file: Path | None, options: dict[str, Any]) -> str | LaunchSpec:
+    """Where requests go. Takes the options of a LaunchSpec out of `options`."""
+    names = {field.name for field in dataclasses.fields(LaunchSpec)}
+    given = {name: options.pop(name) for name in tuple(options) if name in names}
+    if model is None or not model.startswith(("http://", "https://")):
+        return _read_launch_spec(model, launch_file, given)
+    chosen = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if launch_file is not None or chosen:
+        raise click.UsageError(f"a server decides itself how it runs; drop {', '.join(chosen) or '--launch-spec'}")
+    return model
 
 
 command_line.add_command(build_engine)

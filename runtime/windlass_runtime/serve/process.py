@@ -34,19 +34,22 @@ Report = Callable[[str, dict[str, object]], None]
 """Called with an event's name and its fields: `listening` (url), `ready` (seconds), `engine` (swapped), `stopped`."""
 
 
-async def serve(spec: LaunchSpec, load: ModelLoader, report: Report) -> None:
-    """Run one replica until a signal. Raises RuntimeFault when the model does not load, OSError for the port."""
+async def serve(spec: LaunchSpec, load: ModelLoader, report: Report, stop: asyncio.Event | None = None) -> None:
+    """Run one replica until a signal, or until `stop` is set by a caller who hears the signals itself.
+
+    Raises RuntimeFault when the model does not load, OSError for the port.
+    """
     started_s = time.monotonic()
     metrics = RuntimeMetrics(spec.served_name)
     replica = Replica(spec, metrics, int(time.time()))
-    stop = asyncio.Event()
+    hears_signals, stop = stop is None, stop or asyncio.Event()
     # Cancelling handlers is what stops work when a client hangs up.
     runner = web.AppRunner(
         build_app(replica), handler_cancellation=True, access_log=None, shutdown_timeout=_LAST_REPLIES_S
     )
     await runner.setup()
     try:
-        with _signals_set(stop):
+        with _signals_set(stop) if hears_signals else contextlib.nullcontext():
             report("listening", {"url": await _listen(runner, spec)})
             engine = await _load_unless_stopped(spec, load, metrics, stop)
             if engine is None:
