@@ -45,6 +45,8 @@ def fill(
     (count,) = require_dimensions(op, "page_ids", page_ids, "N")
     require(op, "page_ids", page_ids, (count,), INDEX, device)
     require(op, "tails", tails, (count,), INDEX, device)
+    if count == 0:  # most steps finish no page
+        return
     library = ops.library_for(device)
     if library is None:
         at = tails.long()
@@ -160,9 +162,11 @@ def dequantize(pages: Tensor, page_format: PageFormat, dtype: torch.dtype = torc
     def halves(start: int, stop: int) -> Tensor:
         return pages[..., start:stop].contiguous().view(torch.float16).to(dtype)
 
-    key_codes = _unpack(pages[..., : f.key_scale].reshape(*lead, -1, PAGE_TOKENS), f.bits).to(dtype)
+    key_codes = _unpack(pages[..., : f.key_scale].reshape(*lead, f.width * f.bits // 8, PAGE_TOKENS), f.bits).to(dtype)
     keys = halves(f.key_minimum, f.value_codes)[..., None] + key_codes * halves(f.key_scale, f.key_minimum)[..., None]
-    value_codes = _unpack(pages[..., f.value_codes : f.value_scale].reshape(*lead, -1, f.width), f.bits).to(dtype)
+    value_codes = _unpack(
+        pages[..., f.value_codes : f.value_scale].reshape(*lead, PAGE_TOKENS * f.bits // 8, f.width), f.bits
+    ).to(dtype)
     scales, minima = (
         part.reshape(*lead, f.groups, PAGE_TOKENS)
         .transpose(-1, -2)

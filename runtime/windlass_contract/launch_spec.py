@@ -47,6 +47,19 @@ class Device(enum.StrEnum):
     CUDA = "cuda"
 
 
+class CacheReuse(enum.StrEnum):
+    """Which keys and values of earlier requests a replica uses again."""
+
+    NONE = ""
+    """Every request computes its own."""
+    PREFIX = "Prefix"
+    """Beginnings that a tenant's requests share token by token; answers are the same either way."""
+
+
+CACHE_BITS: Final = (0, 4, 8)
+"""What LaunchSpec.cache_bits may be."""
+
+
 class LaunchSpecError(ValueError):
     """The text is no launch spec this version can obey; names the key, what was found and what was expected."""
 
@@ -73,6 +86,9 @@ class LaunchSpec:
     """Folder of TensorRT plans: the replica begins with torch and goes on with a plan once it has or has built one."""
     cache_bytes: int = 0
     """Size of the key/value page pool; 0 fits `max_running_requests` full sequences, within a safe share of memory."""
+    cache_bits: int = 0
+    """Bits per element of stored keys and values, 4 or 8; 0 keeps them in the format of the arithmetic."""
+    cache_reuse: CacheReuse = CacheReuse.NONE
     max_sequence_tokens: int = 0
     """Prompt plus output per request, in tokens; 0 means what the checkpoint was trained for."""
     max_running_requests: int = 64
@@ -107,13 +123,16 @@ class LaunchSpec:
         if version != VERSION:
             raise LaunchSpecError(f"launch spec: version: expected {VERSION}, found {version!r}")
         fields = [field for field in dataclasses.fields(cls) if field.name in data or _required(field)]
-        return cls(**{field.name: _parse(field, data) for field in fields})
+        spec = cls(**{field.name: _parse(field, data) for field in fields})
+        if spec.cache_bits not in CACHE_BITS:
+            raise LaunchSpecError(f"launch spec: cache_bits: expected 0, 4 or 8, found {spec.cache_bits}")
+        return spec
 
 
-_OMITTED: Final = frozenset({"device_count", "engine_store", "recipe"})
+_OMITTED: Final = frozenset({"cache_bits", "cache_reuse", "device_count", "engine_store", "recipe"})
 """Left out while they have their defaults: an operator that learnt a field must not restart replicas without it."""
 _SCALARS: Final[Mapping[str, type]] = {"str": str, "int": int, "float": float}
-_ENUMS: Final[Mapping[str, type[enum.StrEnum]]] = {"Device": Device, "Precision": Precision}
+_ENUMS: Final[Mapping[str, type[enum.StrEnum]]] = {"CacheReuse": CacheReuse, "Device": Device, "Precision": Precision}
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

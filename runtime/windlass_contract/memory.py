@@ -26,6 +26,8 @@ ELEMENT_BYTES: Final[Mapping[Precision, int]] = {
     Precision.INT4: 2,
 }
 """Bytes of one number of arithmetic and cache on a GPU, by precision, from many to few bytes of weights."""
+_SCALE_CHANNELS: Final = 64
+"""Channels of a token's value that share a scale in a page of 4 or 8 bits."""
 GROUP: Final = 32
 """Columns per scale of weights in 4 bits, unless a recipe has larger groups, which take less."""
 
@@ -88,9 +90,21 @@ class MemoryNeed:
         return self.weights + self.cache + self.workspace
 
 
-def page_bytes(layers: int, key_value_heads: int, head_size: int, element_bytes: int) -> int:
-    """Bytes of one page over all layers, keys and values."""
-    return 2 * layers * key_value_heads * PAGE_TOKENS * head_size * element_bytes
+def page_bytes(layers: int, key_value_heads: int, head_size: int, element_bytes: int, bits: int = 0) -> int:
+    """Bytes of one page over all layers, keys and values: in floats, or in `bits` 4 or 8 with their scales."""
+    if bits == 0:
+        return 2 * layers * key_value_heads * PAGE_TOKENS * head_size * element_bytes
+    codes = PAGE_TOKENS * head_size * bits // 8
+    key_scales, value_scales = 4 * head_size, 4 * PAGE_TOKENS * -(-head_size // _SCALE_CHANNELS)
+    return layers * key_value_heads * (2 * codes + key_scales + value_scales)
+
+
+def tail_pages(layers: int, running_requests: int, step_tokens: int = STEP_TOKENS) -> int:
+    """Pages in floats, each of one layer, beside a pool of 4 or 8 bits in `layers` layers.
+
+    Every running sequence has its unfinished page there, and one step's whole pages pass through.
+    """
+    return layers * running_requests + sequence_pages(step_tokens) + running_requests if layers else 0
 
 
 def sequence_pages(tokens: int) -> int:
@@ -145,18 +159,28 @@ def _four_bits(elements: int) -> int:
 
 
 def least_memory(
-    shape: ModelShape, precision: Precision, *, cache_bytes: int = 0, max_sequence_tokens: int = 0
+    shape: ModelShape,
+    precision: Precision,
+    *,
+    cache_bytes: int = 0,
+    cache_bits: int = 0,
+    max_sequence_tokens: int = 0,
+    running_requests: int = 64,
 ) -> MemoryNeed:
     """The least with which a replica starts: its weights, one step, and the pages of one longest sequence.
 
     cache_bytes          size of the page pool where it is stated; 0 where it follows the free memory
+    cache_bits           4 or 8 per element of the pages; 0 for the format of the arithmetic
     max_sequence_tokens  longest sequence to serve; 0 for what the model was trained for
+    running_requests     most sequences at once; counts with pages of 4 or 8 bits, whose unfinished ones are floats
     precision            one of ELEMENT_BYTES
     """
     element = ELEMENT_BYTES[precision]
     tokens = min(max_sequence_tokens or shape.max_positions, shape.max_positions)
-    one_page = page_bytes(shape.layers, shape.key_value_heads, shape.head_size, element)
-    one_sequence = sequence_pages(tokens) * one_page
+    one_page = page_bytes(shape.layers, shape.key_value_heads, shape.head_size, element, cache_bits)
+    tails = tail_pages(shape.layers if cache_bits else 0, running_requests)
+    tail_bytes = tails * page_bytes(1, shape.key_value_heads, shape.head_size, element)
+    one_sequence = sequence_pages(tokens) * one_page + tail_bytes
     return MemoryNeed(
         weights=weight_bytes(shape, precision),
         cache=max(cache_bytes, one_sequence) if cache_bytes else -int(-one_sequence // CACHE_SHARE),

@@ -20,11 +20,15 @@ REQUESTS_WAITING: Final = "windlass_requests_waiting"
 KV_PAGES_TOTAL: Final = "windlass_kv_pages_total"
 KV_PAGES_FREE: Final = "windlass_kv_pages_free"
 KV_USE_RATIO: Final = "windlass_kv_use_ratio"
+KV_PAGES_KEPT: Final = "windlass_kv_pages_kept"
+KV_TENANT_PAGES: Final = "windlass_kv_tenant_pages"  # labels: TENANT_LABELS
 
 # Counters per tenant and model.
 REQUESTS_TOTAL: Final = "windlass_requests_total"  # + label `outcome`
 PROMPT_TOKENS_TOTAL: Final = "windlass_prompt_tokens_total"
 GENERATED_TOKENS_TOTAL: Final = "windlass_generated_tokens_total"
+CACHED_TOKENS_TOTAL: Final = "windlass_cached_tokens_total"
+KV_EVICTIONS_TOTAL: Final = "windlass_kv_evictions_total"
 
 # Histograms per tenant and model.
 TIME_TO_FIRST_TOKEN: Final = "windlass_time_to_first_token_seconds"

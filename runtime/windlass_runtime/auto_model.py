@@ -27,7 +27,9 @@ class AutoModel:
         self.config = config
         self.tokenizer = loaded.tokenizer
         self._info = loaded.backend.info
-        limits = EngineLimits(config.max_running_requests, _UNBOUNDED_QUEUE, config.step_tokens)
+        limits = EngineLimits(
+            config.max_running_requests, _UNBOUNDED_QUEUE, config.step_tokens, reuse=config.enable_cache_reuse
+        )
         self._engine = Engine(loaded.backend, loaded.tokenizer, limits, RuntimeMetrics("local"), sampler=loaded.sampler)
         self._engine.start()
         # A thread that the interpreter's end catches inside torch aborts the process, so the engine stops before that.

@@ -40,6 +40,8 @@ class Piece:
     token_ids: tuple[int, ...]
     """Every token generated since the last piece, shown or not, ending tokens included."""
     finish: FinishReason | None = None
+    cached_tokens: int = 0
+    """Leading prompt tokens that were found in the cache; the same in every piece of a choice."""
 
 
 Event = Piece | errors.RuntimeFault
@@ -53,6 +55,8 @@ class Choice:
         """Without a decoder there is no text, and tokens are passed on at once. `sampler` is a Sampler's state."""
         self.index = index
         self.sampler = sampler
+        self.cached_tokens = 0
+        """Leading prompt tokens found in the cache; known once the first token is."""
         self.last_token_s: float | None = None
         """When the last token came, on the engine's clock; None before the first."""
         self._decoder = decoder
@@ -99,4 +103,4 @@ class Choice:
 
     def _piece(self, text: str, tokens: tuple[SampledToken, ...], finish: FinishReason | None) -> Piece:
         token_ids, self._unreported = tuple(self._unreported), []
-        return Piece(self.index, text, tokens, token_ids, finish)
+        return Piece(self.index, text, tokens, token_ids, finish, self.cached_tokens)

@@ -43,6 +43,7 @@ def load_model(spec: LaunchSpec) -> LoadedModel:
         precision=spec.precision,
         recipe=Path(spec.recipe.removeprefix("file://")) if spec.recipe else None,
         cache_bytes=spec.cache_bytes,
+        cache_bits=spec.cache_bits,
         max_running_requests=spec.max_running_requests,
         max_sequence_tokens=spec.max_sequence_tokens,
         step_tokens=spec.step_tokens,

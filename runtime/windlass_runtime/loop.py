@@ -18,6 +18,7 @@ from windlass_runtime import errors
 from windlass_runtime.backends.base import Backend, Batch, Row, Sampler
 from windlass_runtime.backends.sampling_params import SampledToken
 from windlass_runtime.generation import Choice, Event, GenerationRequest
+from windlass_runtime.kv.fingerprints import derive_scope
 from windlass_runtime.kv.pages import PagePool
 from windlass_runtime.metrics import RuntimeMetrics
 from windlass_runtime.scheduling.admission import Admission
@@ -40,6 +41,8 @@ class EngineLimits:
     max_running_requests: int = 64
     max_queued_requests: int = 256
     step_tokens: int = 512
+    reuse: bool = False
+    """Whether beginnings that were computed before are found again, within a tenant."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -116,9 +119,12 @@ class Engine:
         self._metrics = metrics
         self._clock = clock
         self._fresh_seed = fresh_seed
+        self._pool = PagePool(info.page_count)
+        self._server_key = secrets.token_bytes(32)
         self._scheduler = Scheduler(
             Limits(limits.step_tokens, limits.max_running_requests, info.page_tokens, info.max_sequence_tokens),
-            PagePool(info.page_count),
+            self._pool,
+            self._scope_of if limits.reuse else None,
         )
         self._admission = Admission(max_running=limits.max_running_requests, max_queued=limits.max_queued_requests)
         self._lock = threading.Lock()
@@ -310,16 +316,23 @@ class Engine:
         for sequence_id in running.choices:
             self._owners[sequence_id] = running
 
+    def _scope_of(self, tenant: str) -> bytes:
+        """The secret of a tenant's pages: nothing that a client sends takes part."""
+        return derive_scope(self._server_key, tenant)
+
     def _begin(self, running: _Running) -> None:
         request = running.request
         stop_ids = frozenset() if request.ignore_eos else frozenset(self._backend.info.eos_token_ids)
         self._adopt(running)
         for sequence_id in running.choices:
-            self._scheduler.submit(Sequence(sequence_id, list(request.prompt), running.max_tokens, stop_ids))
+            sequence = Sequence(sequence_id, list(request.prompt), running.max_tokens, stop_ids, tenant=request.tenant)
+            self._scheduler.submit(sequence)
 
     def _obey_swap(self, backend: Backend) -> None:
         info, old = backend.info, self._backend
-        self._scheduler = self._scheduler.moved_to(PagePool(info.page_count), info.page_tokens, list(self._owners))
+        # What other pages held means nothing in the new backend's.
+        self._pool = PagePool(info.page_count)
+        self._scheduler = self._scheduler.moved_to(self._pool, info.page_tokens, list(self._owners))
         self._backend, self._failed_steps = backend, 0
         old.close()
         logger.info("engine goes on with another backend live=%d pages=%d", len(self._owners), info.page_count)
@@ -340,7 +353,10 @@ class Engine:
         plan = self._scheduler.plan_step()
         self._note_starts(plan, started_s)
         sampled_rows = [row for row in plan.rows if row.samples]
-        samplers = [self._owners[row.sequence_id].choices[row.sequence_id].sampler for row in sampled_rows]
+        choices = [self._owners[row.sequence_id].choices[row.sequence_id] for row in sampled_rows]
+        for row, choice in zip(sampled_rows, choices, strict=True):
+            choice.cached_tokens = row.cached_tokens
+        samplers = [choice.sampler for choice in choices]
         try:
             logits = self._backend.step(_to_batch(plan))
             tokens = self._sampler.sample(logits, samplers) if sampled_rows else []
@@ -377,6 +393,7 @@ class Engine:
         choice, tenant = running.choices[sequence_id], running.request.tenant
         if choice.last_token_s is None:
             self._metrics.observe_first_token(tenant, now_s - running.arrived_s)
+            self._metrics.count_cached(tenant, choice.cached_tokens)
         else:
             self._metrics.observe_next_token(tenant, now_s - choice.last_token_s)
         choice.last_token_s = now_s
@@ -460,6 +477,7 @@ class Engine:
             pages_free=self._scheduler.free_pages,
             pages_total=self._backend.info.page_count,
         )
+        self._metrics.set_cache(kept=self._pool.kept_count, pages=self._pool.owned, evictions=self._pool.evictions)
 
 
 def _torch_sampler() -> Sampler:
@@ -471,5 +489,7 @@ def _torch_sampler() -> Sampler:
 
 def _to_batch(plan: StepPlan) -> Batch:
     return Batch(
-        tuple(Row(row.sequence_id, row.token_ids, row.start, row.page_table, row.samples) for row in plan.rows)
+        tuple(
+            Row(row.sequence_id, row.token_ids, row.start, row.page_table, row.samples, row.lane) for row in plan.rows
+        )
     )

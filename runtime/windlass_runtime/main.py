@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import click
 
-from windlass_contract.launch_spec import Device, LaunchSpec, LaunchSpecError, Precision
+from windlass_contract.launch_spec import CacheReuse, Device, LaunchSpec, LaunchSpecError, Precision
 from windlass_runtime.exits import exit_on_fault
 from windlass_runtime.jobs.batch.options import batch_options
 from windlass_runtime.jobs.engine_commands import build_engine, engine
@@ -47,6 +47,10 @@ def _launch_options(command: Any) -> Any:
             help="Folder of the recipe for --precision INT8 or INT4; default: recipes/int8 or int4 in the model.",
         ),
         click.option("--cache-bytes", type=click.IntRange(min=0), help="Key/value pool; 0 chooses."),
+        click.option("--cache-bits", type=click.Choice(["4", "8"]), help="Per key and value; default: floats."),
+        click.option(
+            "--cache-reuse", type=click.Choice(["Prefix"], case_sensitive=False), help="Share beginnings of prompts."
+        ),
         click.option("--max-sequence-tokens", type=click.IntRange(min=0), help="Prompt plus output; 0: the model's."),
         click.option("--max-running-requests", type=click.IntRange(min=1)),
         click.option("--step-tokens", type=click.IntRange(min=1), help="Token budget of one engine step."),
@@ -357,6 +361,10 @@ def _read_launch_spec(model: str | None, launch_file: Path | None, options: dict
 def _build_launch_spec(model: str, options: dict[str, Any]) -> LaunchSpec:
     given = {name: value for name, value in options.items() if value is not None}
     name = given.pop("served_name", None) or model.rstrip("/").rpartition("/")[2] or model
+    if "cache_bits" in given:
+        given["cache_bits"] = int(given["cache_bits"])
+    if "cache_reuse" in given:
+        given["cache_reuse"] = CacheReuse(given["cache_reuse"])
     if "device" in given:
         given["device"] = Device(given["device"])
     if "precision" in given:

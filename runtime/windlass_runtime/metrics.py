@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import prometheus_client as prometheus
@@ -25,6 +26,13 @@ class RuntimeMetrics:
         self._pages_total = self._gauge(names.KV_PAGES_TOTAL, "Pages of the key/value pool.")
         self._pages_free = self._gauge(names.KV_PAGES_FREE, "Free pages of the key/value pool.")
         self._use = self._gauge(names.KV_USE_RATIO, "Share of the pages in use, 0 to 1.")
+        self._kept = self._gauge(names.KV_PAGES_KEPT, "Free pages with a content that may be found again.")
+        self._tenant_pages = prometheus.Gauge(
+            names.KV_TENANT_PAGES, "Pages held or kept.", names.TENANT_LABELS, registry=self.registry
+        )
+        self._cached_tokens = self._counter(names.CACHED_TOKENS_TOTAL, "Prompt tokens found in the cache.")
+        self._evictions = self._counter(names.KV_EVICTIONS_TOTAL, "Kept pages given up, by who had filled them.")
+        self._evictions_seen: dict[str, int] = {}
         self._load = self._gauge(names.MODEL_LOAD, "Seconds from start until the model could answer.")
         self._requests = self._counter(names.REQUESTS_TOTAL, "Requests by how they ended.", "outcome")
         self._prompt_tokens = self._counter(names.PROMPT_TOKENS_TOTAL, "Prompt tokens of accepted requests.")
@@ -53,6 +61,25 @@ class RuntimeMetrics:
         self._pages_free.set(pages_free)
         self._pages_total.set(pages_total)
         self._use.set(1 - pages_free / pages_total if pages_total else 0)
+
+    def set_cache(self, *, kept: int, pages: Mapping[str, int], evictions: Mapping[str, int]) -> None:
+        """pages and evictions: by tenant; evictions since the pool was made, which a swap of backends does anew."""
+        self._kept.set(kept)
+        totals: dict[tuple[str, str], int] = {}
+        for tenant, count in pages.items():
+            labels = self._labels(tenant)
+            totals[labels] = totals.get(labels, 0) + count
+        for labels, count in totals.items():
+            self._tenant_pages.labels(*labels).set(count)
+        for tenant, count in evictions.items():
+            seen = self._evictions_seen.get(tenant, 0)
+            new = count - seen if count >= seen else count
+            if count != seen:
+                self._evictions_seen[tenant] = count
+                self._evictions.labels(*self._labels(tenant)).inc(new)
+
+    def count_cached(self, tenant: str, tokens: int) -> None:
+        self._cached_tokens.labels(*self._labels(tenant)).inc(tokens)
 
     def observe_step(self, seconds: float, tokens: int) -> None:
         self._step.observe(seconds)

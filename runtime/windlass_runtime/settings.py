@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
-from windlass_contract.launch_spec import Device, LaunchSpec, Precision
+from windlass_contract.launch_spec import CacheReuse, Device, LaunchSpec, Precision
+
+_CACHE_BITS: Final[Mapping[int, int]] = {4: 4, 8: 8, 16: 0}
+"""From the option's numbers to LaunchSpec's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +35,9 @@ class InferenceConfig:
     sparse_activation: bool = False
     """Predicted sparsity in feed-forward blocks; not available in this version."""
     kv_cache_quantization: int = 16
-    """Bits per stored key and value; this version keeps the model's own 16- or 32-bit format."""
+    """Bits per element of stored keys and values: 4, 8, or 16 for the format of the arithmetic (FP32 on a CPU)."""
     enable_cache_reuse: bool = False
-    """Reuse of cached prefixes between requests; not available in this version."""
+    """Whether prompts that begin alike share what was computed; the answers are the same either way."""
 
     def __post_init__(self) -> None:
         _choose(Device, "device", self.device)
@@ -43,8 +47,10 @@ class InferenceConfig:
         for name in ("device_count", "max_running_requests", "step_tokens"):
             _expect_at_least(name, getattr(self, name), 1)
         _refuse("sparse_activation", self.sparse_activation, False)
-        _refuse("kv_cache_quantization", self.kv_cache_quantization, 16)
-        _refuse("enable_cache_reuse", self.enable_cache_reuse, False)
+        if self.kv_cache_quantization not in _CACHE_BITS:
+            raise ValueError(f"kv_cache_quantization: expected 4, 8 or 16, found {self.kv_cache_quantization!r}")
+        if type(self.enable_cache_reuse) is not bool:
+            raise ValueError(f"enable_cache_reuse: expected True or False, found {self.enable_cache_reuse!r}")
 
     def to_launch_spec(self, model_uri: str) -> LaunchSpec:
         """The same choices in the words a replica is started with."""
@@ -56,6 +62,8 @@ class InferenceConfig:
             precision=_choose(Precision, "precision", self.precision),
             recipe=self.recipe,
             cache_bytes=self.cache_bytes,
+            cache_bits=_CACHE_BITS[self.kv_cache_quantization],
+            cache_reuse=CacheReuse.PREFIX if self.enable_cache_reuse else CacheReuse.NONE,
             max_sequence_tokens=self.max_sequence_tokens,
             max_running_requests=self.max_running_requests,
             step_tokens=self.step_tokens,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -97,8 +98,12 @@ class FakeBackend:
         assert batch.rows, "an empty batch"
         names = [row.request_id for row in batch.rows]
         assert len(set(names)) == len(names), f"a request twice in one batch: {names}"
-        pages = [page for row in batch.rows for page in row.page_table]
-        assert len(set(pages)) == len(pages), "two rows share a page"
+        size = self._info.page_tokens
+        held = Counter(page for row in batch.rows for page in set(row.page_table))
+        written = [page for row in batch.rows for page in row.page_table[row.start // size :]]
+        assert all(held[page] == 1 for page in written), "a row writes to a page of another"
+        lanes = [row.lane for row in batch.rows]
+        assert len(set(lanes)) == len(lanes), f"two rows in one lane: {lanes}"
         for row in batch.rows:
             end = row.start + len(row.token_ids)
             assert row.token_ids, f"{row.request_id}: a row without tokens"

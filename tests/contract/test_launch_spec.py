@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from windlass_contract.launch_spec import Device, LaunchSpec, LaunchSpecError, Precision
+from windlass_contract.launch_spec import CACHE_BITS, CacheReuse, Device, LaunchSpec, LaunchSpecError, Precision
 
 MINIMAL = {"version": 1, "model_uri": "file:///models/chat", "served_name": "chat"}
 
@@ -20,6 +20,8 @@ specs = st.builds(
     precision=st.sampled_from(Precision),
     recipe=st.text(),
     cache_bytes=st.integers(0, 1 << 50),
+    cache_bits=st.sampled_from(CACHE_BITS),
+    cache_reuse=st.sampled_from(CacheReuse),
     max_sequence_tokens=st.integers(0, 1 << 20),
     drain_timeout_s=st.floats(0, 3600, allow_nan=False),
 )
@@ -59,6 +61,7 @@ def test_an_older_writer_may_leave_keys_out() -> None:
         pytest.param({"device": "tpu"}, "device: expected one of cpu, cuda, found 'tpu'", id="unknown device"),
         pytest.param({"device": ["cpu"]}, "device: expected one of cpu, cuda, found ['cpu']", id="list for an enum"),
         pytest.param({"cache_bytes": -1}, "cache_bytes: expected 0 or more, found -1", id="negative size"),
+        pytest.param({"cache_bits": 5}, "cache_bits: expected 0, 4 or 8, found 5", id="bits without a format"),
         pytest.param({"drain_timeout_s": float("nan")}, "drain_timeout_s: expected 0 or more, found nan", id="NaN"),
     ],
 )

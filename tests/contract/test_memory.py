@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from support.documents import ROOT
 from windlass_contract import memory
 from windlass_contract.launch_spec import Precision
+from windlass_kernels.page_format import PageFormat
 from windlass_operator.cli.shape import read_shape
 from windlass_runtime.checkpoint.config import read_spec
-from windlass_runtime.kv.store import choose_page_count, page_bytes
+from windlass_runtime.kv.store import choose_page_count, float_layout
 from windlass_runtime.model.weights import weight_bytes
 from windlass_runtime.quant.formats import PRESETS
 from windlass_runtime.quant.plan import plan_formats
@@ -59,7 +60,7 @@ def test_the_shipped_model_weighs_what_the_runtime_loads(precision, dtype):
     need = memory.least_memory(shape, precision)
 
     assert need.weights == pytest.approx(weight_bytes(spec, dtype), rel=0.001)  # biases and head norms are left out
-    assert need.cache >= memory.sequence_pages(spec.max_positions) * page_bytes(spec, dtype)
+    assert need.cache >= memory.sequence_pages(spec.max_positions) * float_layout(spec, dtype).page_bytes
 
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT4])
@@ -88,11 +89,26 @@ def test_what_is_needed_at_least_is_enough_for_the_runtimes_own_check(tokens, pr
     need = memory.least_memory(shape, precision, max_sequence_tokens=tokens)
     dtype = torch.float32 if precision is Precision.FP32 else torch.float16
 
-    pages = choose_page_count(
-        spec, dtype, cache_bytes=0, free_bytes=need.cache, max_running_requests=1, max_sequence_tokens=tokens
-    )
+    layout = float_layout(spec, dtype)
+    pages = choose_page_count(layout, cache_bytes=0, free_bytes=need.cache, max_sequence_tokens=tokens)
 
     assert pages == memory.sequence_pages(tokens)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("head_size", [16, 64, 80, 128, 256])
+def test_quantized_pages_take_what_the_kernels_lay_out(bits, head_size):
+    assert memory.page_bytes(3, 2, head_size, 2, bits) == 3 * 2 * PageFormat(bits, head_size).size
+
+
+def test_a_cache_of_4_bits_counts_its_unfinished_pages_in_floats():
+    floats = memory.least_memory(LLAMA_8B, Precision.FP16, max_sequence_tokens=32768)
+    quantized = memory.least_memory(
+        LLAMA_8B, Precision.FP16, max_sequence_tokens=32768, cache_bits=4, running_requests=8
+    )
+
+    tails = memory.tail_pages(32, 8) * memory.page_bytes(1, 8, 128, 2)
+    assert quantized.cache == pytest.approx(floats.cache * 4.5 / 16 + tails / memory.CACHE_SHARE, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ def test_every_runtime_metric_of_the_contract_is_exported() -> None:
     metrics.observe_first_token("t", 0.1)
     metrics.observe_next_token("t", 0.1)
     metrics.count_outcome("t", "stop", 0.1)
+    metrics.count_cached("t", 64)
+    metrics.set_cache(kept=1, pages={"t": 2}, evictions={"t": 3})
 
     text = metrics.render().decode()
 
@@ -49,6 +51,21 @@ def test_every_runtime_metric_of_the_contract_is_exported() -> None:
     ]
     assert [name for name in ours if f"\n{name}" not in text] == []
     assert 'windlass_kv_use_ratio{model="m"} 0.25' in text
+
+
+def test_pages_and_evictions_of_tenants_beyond_the_limit_of_labels_add_up() -> None:
+    metrics = RuntimeMetrics("m")
+    tenants = [f"t{number}" for number in range(metric_names.MAX_TENANT_LABELS + 2)]
+    for _ in range(2):  # figures since the start, reported again
+        metrics.set_cache(kept=0, pages=dict.fromkeys(tenants, 2), evictions=dict.fromkeys(tenants, 3))
+
+    text = metrics.render().decode()
+
+    assert 'windlass_kv_tenant_pages{model="m",tenant="_other"} 4.0' in text
+    assert 'windlass_kv_evictions_total{model="m",tenant="_other"} 6.0' in text
+    assert 'windlass_kv_evictions_total{model="m",tenant="t0"} 3.0' in text
+    metrics.set_cache(kept=0, pages={}, evictions={"t0": 1})  # another pool
+    assert 'windlass_kv_evictions_total{model="m",tenant="t0"} 4.0' in metrics.render().decode()
 
 
 def test_an_outcome_outside_of_the_contract_is_a_bug() -> None:

@@ -37,8 +37,8 @@ def test_choices_become_a_launch_spec_in_the_contracts_words() -> None:
         pytest.param("step_tokens", 0, "at least 1, found 0", id="no budget"),
         pytest.param("max_running_requests", 1.5, "whole number", id="fraction"),
         pytest.param("sparse_activation", True, "supports only False, found True", id="sparsity"),
-        pytest.param("kv_cache_quantization", 4, "supports only 16, found 4", id="quantised cache"),
-        pytest.param("enable_cache_reuse", True, "supports only False, found True", id="reuse"),
+        pytest.param("kv_cache_quantization", 5, "expected 4, 8 or 16, found 5", id="bits without a format"),
+        pytest.param("enable_cache_reuse", 1, "expected True or False, found 1", id="reuse"),
     ],
 )
 def test_an_option_that_cannot_be_honoured_is_refused_by_name(field: str, value: Any, finding: str) -> None:

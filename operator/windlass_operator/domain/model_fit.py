@@ -69,9 +69,11 @@ def longest_fitting_sequence(spec: InferenceServiceSpec, precision: Precision, g
         return 0
     split = _split(shape, precision, gpu, need, _devices(spec))
     left = 0 if split is None else split.pool_bytes
-    element = memory.ELEMENT_BYTES[precision]
-    one_page = memory.page_bytes(shape.layers, shape.key_value_heads, shape.head_size, element)
-    return max(0, int(left * memory.CACHE_SHARE) // one_page) * memory.PAGE_TOKENS
+    element, bits = memory.ELEMENT_BYTES[precision], stored_bits(spec)
+    one_page = memory.page_bytes(shape.layers, shape.key_value_heads, shape.head_size, element, bits)
+    tails = memory.tail_pages(shape.layers if bits else 0, spec.limits.max_running_requests)
+    tail_bytes = tails * memory.page_bytes(1, shape.key_value_heads, shape.head_size, element)
+    return max(0, (int(left * memory.CACHE_SHARE) - tail_bytes) // one_page) * memory.PAGE_TOKENS
 
 
 def cache_within_share(spec: InferenceServiceSpec, precision: Precision, gpu: GPUClassSpec) -> int:
@@ -85,6 +87,11 @@ def cache_within_share(spec: InferenceServiceSpec, precision: Precision, gpu: GP
     if need is None:
         return 0
     return max(0, int((usable_bytes(gpu) - need.weights - need.workspace) * memory.CACHE_SHARE))
+
+
+def stored_bits(spec: InferenceServiceSpec) -> int:
+    """Bits per element of the cache in the words of the contract: 0 for the format of the arithmetic."""
+    return 0 if spec.cache.bits == 16 else spec.cache.bits
 
 
 def classes_that_fit(
@@ -142,7 +149,9 @@ def _need(spec: InferenceServiceSpec, precision: Precision) -> memory.MemoryNeed
         shape,
         precision,
         cache_bytes=0 if spec.cache.memory is None else parse_bytes(spec.cache.memory),
+        cache_bits=stored_bits(spec),
         max_sequence_tokens=spec.limits.max_sequence_tokens or 0,
+        running_requests=spec.limits.max_running_requests,
     )
 
 
@@ -180,7 +189,8 @@ def _describe_cache(spec: InferenceServiceSpec) -> str:
     shape = spec.model.shape
     assert shape is not None
     tokens = min(spec.limits.max_sequence_tokens or shape.max_positions, shape.max_positions)
-    return f"one sequence of {tokens} tokens, and a fifth of it all stays free"
+    kept = f" in {spec.cache.bits} bits, unfinished pages in floats" if stored_bits(spec) else ""
+    return f"one sequence of {tokens} tokens{kept}, and a fifth of it all stays free"
 
 
 def _gib(size: int) -> str:

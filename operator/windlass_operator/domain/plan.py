@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from windlass_contract.endpoints import RUNTIME_PORT
-from windlass_contract.launch_spec import Device, LaunchSpec, Precision
+from windlass_contract.launch_spec import CacheReuse, Device, LaunchSpec, Precision
 from windlass_operator.api.v1alpha1.canary import CanaryStatus
+from windlass_operator.api.v1alpha1.inference_service import CacheReuse as CacheReuseField
 from windlass_operator.api.v1alpha1.inference_service import InferenceService, PodTemplate
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.admission import Admission, admit, key_of
@@ -38,7 +39,7 @@ from windlass_operator.domain.fleet_plan import (
 from windlass_operator.domain.fleet_view import FleetView, circle_of
 from windlass_operator.domain.gpu_class import GpuChoice, choose
 from windlass_operator.domain.labels import canary_selector, selector_labels
-from windlass_operator.domain.model_fit import cache_within_share, explain_fit, judge_fit
+from windlass_operator.domain.model_fit import cache_within_share, explain_fit, judge_fit, stored_bits
 from windlass_operator.domain.model_source import ModelSource, SourceKind, explain_source, parse_source
 from windlass_operator.domain.oracle import SERVICES_AT_MOST, advise, suggest, suggest_for_pods
 from windlass_operator.domain.pod_overlay import guard_overlay
@@ -421,6 +422,8 @@ def _plan_launch(
         device_count=1 if verdict.candidate is None else verdict.candidate.count,
         precision=precision,
         cache_bytes=_cache_bytes(service, verdict, precision),
+        cache_bits=stored_bits(spec),
+        cache_reuse=CacheReuse.PREFIX if spec.cache.reuse is CacheReuseField.PREFIX else CacheReuse.NONE,
         max_sequence_tokens=spec.limits.max_sequence_tokens or 0,
         max_running_requests=spec.limits.max_running_requests,
         max_queued_requests=spec.limits.max_queued_requests,

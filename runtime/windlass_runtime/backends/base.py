@@ -25,6 +25,9 @@ class Row:
     """Page ids, oldest first; covers positions 0 .. start + len(token_ids) - 1."""
     wants_logits: bool
     """Whether the last token's logits are needed; False for all but the last chunk of a prompt."""
+    lane: int = 0
+    """Place among the sequences that compute at once, below the backend's number of them; no two rows share one, and a
+    sequence keeps its own from its first row to its last or until it starts again on a page border."""
 
 
 @dataclass(frozen=True, slots=True)

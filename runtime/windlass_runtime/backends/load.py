@@ -18,7 +18,7 @@ from windlass_runtime.checkpoint.config import read_spec
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.checkpoint.tensors import CheckpointTensors
 from windlass_runtime.errors import CapacityError, RecipeError
-from windlass_runtime.kv.store import PageStore, choose_page_count
+from windlass_runtime.kv.store import PageStore, choose_page_count, plan_layout
 from windlass_runtime.model.arithmetic import Arithmetic
 from windlass_runtime.model.decoder import Decoder, Stage
 from windlass_runtime.model.kernel_arithmetic import KernelArithmetic
@@ -49,6 +49,7 @@ def load_backend(
     precision: Precision = Precision.AUTO,
     recipe: Path | None = None,
     cache_bytes: int = 0,
+    cache_bits: int = 0,
     max_running_requests: int = 64,
     max_sequence_tokens: int = 0,
     step_tokens: int = 512,
@@ -78,16 +79,25 @@ def load_backend(
         weights = load_weights(
             spec, tensors, dtype=weight_dtype, norm_dtype=norm_dtype, devices=devices, overlay=overlay
         )
-    page_count = choose_page_count(
+    if cache_bits and len(targets) > 1:
+        raise CapacityError(f"key/value cache of {cache_bits} bits: expected one device, found {len(targets)}")
+    layout = plan_layout(
         spec,
-        dtype,
+        cache_bits,
+        dtype=dtype,
+        # What a tail holds becomes codes with float16 scales a few tokens later; more bits would be lost on it.
+        tail_dtype=torch.float16 if kernels else dtype,
+        lanes=max_running_requests,
+        step_tokens=step_tokens,
+    )
+    page_count = choose_page_count(
+        layout,
         cache_bytes=cache_bytes,
         free_bytes=_pool_bytes(targets, split, _step_bytes(spec, step_tokens)),
-        max_running_requests=max_running_requests,
         max_sequence_tokens=limit,
     )
     with torch.inference_mode():
-        store = PageStore(spec, page_count, dtype=dtype, devices=devices)
+        store = PageStore(layout, page_count, devices=devices)
 
     def arithmetic(target: torch.device) -> Arithmetic:
         return KernelArithmetic(spec) if kernels else TorchArithmetic(spec, target, dtype)

@@ -9,6 +9,7 @@ from windlass_runtime.errors import CapacityError
 from windlass_runtime.kv.store import PAGE_TOKENS, PageStore
 from windlass_runtime.model.decoder import Decoder
 from windlass_runtime.model.ragged import lay_out
+from windlass_runtime.model.tails import lay_out_tails
 
 
 class TorchBackend:
@@ -39,9 +40,11 @@ class TorchBackend:
             raise ValueError("step on a closed backend")
         step = lay_out(batch.rows, self._devices[0])
         wanted = [span.stop - 1 for span, row in zip(step.spans, batch.rows, strict=True) if row.wants_logits]
+        layout = self._store.layout
+        tails = lay_out_tails(batch.rows, layout, self._devices[0]) if layout.quantized_layers else None
         try:
             return self._decoder.forward(
-                step, self._store, torch.tensor(wanted, dtype=torch.int64, device=self._devices[-1])
+                step, self._store, torch.tensor(wanted, dtype=torch.int64, device=self._devices[-1]), tails
             )
         except torch.OutOfMemoryError as exc:
             raise CapacityError(

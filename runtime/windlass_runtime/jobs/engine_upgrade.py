@@ -61,6 +61,10 @@ def parse_upgrade(spec: LaunchSpec, folder: Path) -> Upgrade:
         raise EngineUnavailable(
             f"engine_store: expected device_count 1 with it, found {spec.device_count}; a plan runs on one GPU"
         )
+    if spec.cache_bits or spec.cache_reuse:
+        raise EngineUnavailable(
+            "engine_store: expected neither cache_bits nor cache_reuse with it: plans keep sequences whole, in 16 bits"
+        )
     model = read_spec(folder)
     limit = min(spec.max_sequence_tokens or model.max_positions, model.max_positions)
     capacity, precision = choose_capacity(limit, model.max_positions), _choose_precision(spec.precision, model)

@@ -12,11 +12,12 @@ import torch
 from windlass_kernels import ops
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.jobs.texts import Tokens
-from windlass_runtime.kv.store import PageStore, sequence_pages
+from windlass_runtime.kv.store import PageStore, float_layout, sequence_pages
 from windlass_runtime.model.arithmetic import Arithmetic, Attention
 from windlass_runtime.model.decoder import decode_layer
 from windlass_runtime.model.kernel_arithmetic import KernelArithmetic
 from windlass_runtime.model.ragged import RaggedStep, lay_out
+from windlass_runtime.model.tails import TailStep
 from windlass_runtime.model.torch_arithmetic import TorchArithmetic
 from windlass_runtime.model.weights import LayerWeights, Matrix, Projection
 from windlass_runtime.quant.equalize import InputStatistics
@@ -49,7 +50,7 @@ class LayerStream:
         self._length = length
         self._together = max(1, _STEP_TOKENS // length)
         pages = self._together * sequence_pages(length)
-        self._store = PageStore(replace(spec, windows=(None,)), pages, dtype=torch.float32, devices=(CPU,))
+        self._store = PageStore(float_layout(replace(spec, windows=(None,)), torch.float32), pages, devices=(CPU,))
 
     def embed(self, tokens: Tokens, table: Matrix, hidden: np.ndarray) -> None:
         """Fill hidden [S, L, E]."""
@@ -72,7 +73,7 @@ class LayerStream:
             normed = arithmetic.norm(residual, weights.attention_norm)
             delta = decode_layer(
                 arithmetic,
-                arithmetic.begin(self._lay_out(last - first)),
+                arithmetic.begin(self._lay_out(last - first), None),
                 residual,
                 normed,
                 weights,
@@ -153,8 +154,8 @@ class _Watching:
         self.watch.see(projection, inputs)
         return self.inner.project(inputs, projection)
 
-    def begin(self, step: RaggedStep) -> Attention:
-        return self.inner.begin(step)
+    def begin(self, step: RaggedStep, tails: TailStep | None) -> Attention:
+        return self.inner.begin(step, tails)
 
     def embed(self, token_ids: torch.Tensor, table: Matrix) -> torch.Tensor:
         return self.inner.embed(token_ids, table)

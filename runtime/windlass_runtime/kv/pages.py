@@ -62,6 +62,11 @@ class PagePool:
         """How many owners hold this page."""
         return self._references[page]
 
+    @property
+    def owned(self) -> Mapping[str, int]:
+        """Pages by the tenant that allocated them and that are held or kept."""
+        return self._owned
+
     def pages_of(self, tenant: str) -> int:
         """Pages that a tenant allocated and that are held or kept."""
         return self._owned[tenant]

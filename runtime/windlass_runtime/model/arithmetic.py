@@ -6,8 +6,9 @@ from typing import Protocol
 
 import torch
 
-from windlass_runtime.kv.store import LayerPages
+from windlass_runtime.kv.store import Layer
 from windlass_runtime.model.ragged import RaggedStep
+from windlass_runtime.model.tails import TailStep
 from windlass_runtime.model.weights import LayerWeights, Matrix, Projection
 
 
@@ -15,7 +16,7 @@ class Attention(Protocol):
     """Attention of one step; holds what all layers of the step share."""
 
     def attend(
-        self, query_key_value: torch.Tensor, weights: LayerWeights, pages: LayerPages, window: int | None
+        self, query_key_value: torch.Tensor, weights: LayerWeights, pages: Layer, window: int | None
     ) -> torch.Tensor:
         """Norm and rotate queries and keys, store keys and values, and attend each token to its sequence up to itself.
 
@@ -29,8 +30,11 @@ class Attention(Protocol):
 class Arithmetic(Protocol):
     """The ops between embedding and logits. T tokens, E hidden size, F feed-forward size; results are new tensors."""
 
-    def begin(self, step: RaggedStep) -> Attention:
-        """Prepare the attention of one step; the result is valid for that step only."""
+    def begin(self, step: RaggedStep, tails: TailStep | None) -> Attention:
+        """Prepare the attention of one step; the result is valid for that step only.
+
+        tails  where tokens pass through floats; None without layers of 4 or 8 bits
+        """
         ...
 
     def embed(self, token_ids: torch.Tensor, table: Matrix) -> torch.Tensor:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from windlass_runtime.checkpoint.spec import ModelSpec
-from windlass_runtime.kv.store import LayerPages, PageStore
+from windlass_runtime.kv.store import Layer, PageStore
 from windlass_runtime.model.arithmetic import Arithmetic, Attention
 from windlass_runtime.model.ragged import RaggedStep
+from windlass_runtime.model.tails import TailStep
 from windlass_runtime.model.weights import LayerWeights, Weights
 
 
@@ -37,23 +38,32 @@ class Decoder:
         self.weights = weights
         self.stages = tuple(stages)
 
-    def forward(self, step: RaggedStep, store: PageStore, logit_rows: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, step: RaggedStep, store: PageStore, logit_rows: torch.Tensor, tails: TailStep | None = None
+    ) -> torch.Tensor:
         """Compute a step and write its keys and values into the store.
 
         step              on the first stage's device; `logit_rows` and the result are on the last one's
+        tails             needed for a store with layers of 4 or 8 bits, which are all on one device
         logit_rows  [N] int64     indices into the step's T tokens whose logits are wanted
         returns     [N, V] float32, newly allocated
         """
         first, *others = self.stages
         residual = first.arithmetic.embed(step.token_ids, self.weights.embedding)
-        delta = self._run(first, step, store, residual, None)
+        delta = self._run(first, step, store, residual, None, tails)
         for stage in others:
             step, residual, delta = step.on(stage.device), residual.to(stage.device), delta.to(stage.device)
-            delta = self._run(stage, step, store, residual, delta)
+            delta = self._run(stage, step, store, residual, delta, tails)
         return self._logits(residual.index_select(0, logit_rows), delta.index_select(0, logit_rows))
 
     def _run(
-        self, stage: Stage, step: RaggedStep, store: PageStore, residual: torch.Tensor, delta: torch.Tensor | None
+        self,
+        stage: Stage,
+        step: RaggedStep,
+        store: PageStore,
+        residual: torch.Tensor,
+        delta: torch.Tensor | None,
+        tails: TailStep | None,
     ) -> torch.Tensor:
         """Layers of one stage.
 
@@ -61,7 +71,7 @@ class Decoder:
         delta     [T, E]  what the layer before adds, consumed; None before the first layer
         returns   [T, E]  what the last layer adds
         """
-        arithmetic, attention = stage.arithmetic, stage.arithmetic.begin(step)
+        arithmetic, attention = stage.arithmetic, stage.arithmetic.begin(step, tails)
         for index in stage.layers:
             weights = self.weights.layers[index]
             if delta is None:
@@ -88,7 +98,7 @@ def decode_layer(
     residual: torch.Tensor,
     normed: torch.Tensor,
     weights: LayerWeights,
-    pages: LayerPages,
+    pages: Layer,
     window: int | None,
 ) -> torch.Tensor:
     """One layer, from its normed input to what it adds to the residual.

@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from windlass_kernels import ops, packed
+from windlass_kernels import ops, packed, quantized_pages
 from windlass_runtime.checkpoint.spec import ModelSpec
-from windlass_runtime.kv.store import LayerPages
+from windlass_runtime.kv.store import PAGE_TOKENS, Layer, LayerPages, QuantizedLayer
 from windlass_runtime.model.ragged import RaggedStep
 from windlass_runtime.model.rope import inverse_frequencies
+from windlass_runtime.model.tails import TailStep
 from windlass_runtime.model.weights import LayerWeights, Matrix, Projection
 
 
@@ -23,9 +24,8 @@ class KernelArithmetic:
         self._spec = spec
         self._frequencies = inverse_frequencies(spec.rope)
 
-    def begin(self, step: RaggedStep) -> KernelAttention:
-        angles = step.positions[:, None].float() * self._frequencies
-        return KernelAttention(self._spec, step, angles.cos(), angles.sin())
+    def begin(self, step: RaggedStep, tails: TailStep | None) -> KernelAttention:
+        return KernelAttention(self._spec, step, tails, self._frequencies)
 
     def embed(self, token_ids: torch.Tensor, table: Matrix) -> torch.Tensor:
         if isinstance(table, packed.PackedWeight):
@@ -50,33 +50,28 @@ class KernelArithmetic:
 class KernelAttention:
     """`Attention` by `windlass_kernels`."""
 
-    def __init__(self, spec: ModelSpec, step: RaggedStep, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    def __init__(self, spec: ModelSpec, step: RaggedStep, tails: TailStep | None, frequencies: torch.Tensor) -> None:
         self._spec = spec
         self._step = step
-        self._cos = cos
-        self._sin = sin
-        # The angles are those of this step's tokens only, so a token finds its own by its index.
-        self._angle_of = torch.arange(len(cos), dtype=torch.int32)
+        self._tails = tails
         self._scale = spec.head_size**-0.5
+        # The angles are those of this step's tokens only, so a token finds its own by its index; behind them those
+        # of the places in a page.
+        count = len(step.positions)
+        self._angle_of = torch.arange(count, dtype=torch.int32)
+        turned = step.positions if tails is None else torch.cat((step.positions, torch.arange(PAGE_TOKENS)))
+        self._cos, self._sin = _angles(turned, frequencies)
+        if tails is not None:
+            self._key_angle_of = tails.offsets + count
+            self._base = _angles(torch.arange(step.page_tables.shape[1]) * PAGE_TOKENS, frequencies)
 
     def attend(
-        self, query_key_value: torch.Tensor, weights: LayerWeights, pages: LayerPages, window: int | None
+        self, query_key_value: torch.Tensor, weights: LayerWeights, pages: Layer, window: int | None
     ) -> torch.Tensor:
         step = self._step
-        query = ops.rope_and_store(
-            query_key_value,
-            self._cos,
-            self._sin,
-            self._angle_of,
-            step.slots,
-            pages.keys,
-            pages.values,
-            heads=self._spec.query_heads,
-            interleaved=True,
-            q_norm=weights.query_norm,
-            k_norm=weights.key_norm,
-            eps=self._spec.norm_epsilon,
-        )
+        if isinstance(pages, QuantizedLayer):
+            return self._attend_quantized(query_key_value, weights, pages, window)
+        query = self._store(query_key_value, weights, pages, step.slots, self._angle_of)
         attended = ops.paged_attention(
             query,
             pages.keys,
@@ -88,3 +83,61 @@ class KernelAttention:
             window or 0,
         )
         return attended.flatten(1)
+
+    def _attend_quantized(
+        self, query_key_value: torch.Tensor, weights: LayerWeights, layer: QuantizedLayer, window: int | None
+    ) -> torch.Tensor:
+        step, tails = self._step, self._tails
+        assert tails is not None, "a step without tails met a layer of 4 or 8 bits"
+        floats, index = layer.tails, layer.index
+        query = self._store(query_key_value, weights, floats, tails.slots[index], self._key_angle_of)
+        quantized_pages.fill(
+            layer.pages, tails.finished, floats.keys, floats.values, tails.finished_tails[index], layer.page_format
+        )
+        attended = quantized_pages.attention(
+            query,
+            layer.pages,
+            floats.keys,
+            floats.values,
+            step.page_tables,
+            tails.tail_of[index],
+            step.row_of,
+            step.positions,
+            *self._base,
+            self._scale,
+            layer.page_format,
+            window or 0,
+        )
+        tails.move(floats, index)
+        return attended.flatten(1)
+
+    def _store(
+        self,
+        query_key_value: torch.Tensor,
+        weights: LayerWeights,
+        floats: LayerPages,
+        slots: torch.Tensor,
+        key_angle_of: torch.Tensor,
+    ) -> torch.Tensor:
+        """Turn queries and keys, write keys and values; returns the queries [T, Hq, D]."""
+        return ops.rope_and_store(
+            query_key_value,
+            self._cos,
+            self._sin,
+            self._angle_of,
+            slots,
+            floats.keys,
+            floats.values,
+            heads=self._spec.query_heads,
+            interleaved=True,
+            q_norm=weights.query_norm,
+            k_norm=weights.key_norm,
+            eps=self._spec.norm_epsilon,
+            key_angles=key_angle_of,
+        )
+
+
+def _angles(positions: torch.Tensor, frequencies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of each position's turns: two [n, C] float32."""
+    angles = positions[:, None].float() * frequencies
+    return angles.cos(), angles.sin()

@@ -9,12 +9,14 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from windlass_kernels import packed
+from windlass_kernels import packed, quantized_pages
 from windlass_runtime.checkpoint.spec import ModelSpec
-from windlass_runtime.kv.store import PAGE_TOKENS, LayerPages
+from windlass_runtime.kv.store import PAGE_TOKENS, Layer, QuantizedLayer
 from windlass_runtime.model.paged_attention import DecodingGroup, attend_decoding, attend_span, group_decoding
+from windlass_runtime.model.quantized_attention import attend_quantized_span
 from windlass_runtime.model.ragged import RaggedStep
 from windlass_runtime.model.rope import inverse_frequencies, rotate_, turns_of
+from windlass_runtime.model.tails import TailStep
 from windlass_runtime.model.weights import LayerWeights, Matrix, Projection
 
 
@@ -27,8 +29,8 @@ class TorchArithmetic:
         self._dtype = dtype
         self._frequencies = inverse_frequencies(spec.rope).to(device)
 
-    def begin(self, step: RaggedStep) -> TorchAttention:
-        return TorchAttention(self._spec, step, turns_of(step.positions, self._frequencies))
+    def begin(self, step: RaggedStep, tails: TailStep | None) -> TorchAttention:
+        return TorchAttention(self._spec, step, tails, self._frequencies)
 
     def embed(self, token_ids: torch.Tensor, table: Matrix) -> torch.Tensor:
         if isinstance(table, packed.PackedWeight):
@@ -59,10 +61,12 @@ class TorchAttention:
     share calls, because launches cost more there than padding.
     """
 
-    def __init__(self, spec: ModelSpec, step: RaggedStep, turns: torch.Tensor) -> None:
+    def __init__(self, spec: ModelSpec, step: RaggedStep, tails: TailStep | None, frequencies: torch.Tensor) -> None:
         self._spec = spec
         self._step = step
-        self._turns = turns
+        self._tails = tails
+        self._frequencies = frequencies
+        self._turns = turns_of(step.positions, frequencies)
         self._page_ids = torch.div(step.slots, PAGE_TOKENS, rounding_mode="floor")
         self._offsets = step.slots % PAGE_TOKENS
         self._groups: list[DecodingGroup] = []
@@ -72,7 +76,7 @@ class TorchAttention:
             self._single = [row for row in self._single if step.spans[row].count > 1]
 
     def attend(
-        self, query_key_value: torch.Tensor, weights: LayerWeights, pages: LayerPages, window: int | None
+        self, query_key_value: torch.Tensor, weights: LayerWeights, pages: Layer, window: int | None
     ) -> torch.Tensor:
         spec = self._spec
         heads = query_key_value.view(len(query_key_value), -1, spec.head_size)
@@ -80,6 +84,8 @@ class TorchAttention:
         for part, weight in ((query, weights.query_norm), (key, weights.key_norm)):
             if weight is not None:
                 part.copy_(functional.rms_norm(part, weight.shape, weight, spec.norm_epsilon))
+        if isinstance(pages, QuantizedLayer):
+            return self._attend_quantized(query, key, value, pages, window)
         rotate_(heads[:, : spec.query_heads + spec.key_value_heads], self._turns)
         pages.write(self._page_ids, self._offsets, key, value)
         result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -87,4 +93,27 @@ class TorchAttention:
             attend_decoding(group, query, pages, window, result)
         for row in self._single:
             attend_span(self._step, row, query, pages, window, result)
+        return result.flatten(1)
+
+    def _attend_quantized(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: QuantizedLayer, window: int | None
+    ) -> torch.Tensor:
+        tails, floats = self._tails, layer.tails
+        assert tails is not None, "a step without tails met a layer of 4 or 8 bits"
+        rotate_(query, self._turns)
+        rotate_(key, turns_of(tails.offsets, self._frequencies))
+        places = tails.tail_of[layer.index]
+        floats.write(places, tails.offsets, key.to(floats.keys.dtype), value.to(floats.values.dtype))
+        quantized_pages.fill(
+            layer.pages,
+            tails.finished,
+            floats.keys,
+            floats.values,
+            tails.finished_tails[layer.index],
+            layer.page_format,
+        )
+        result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        for row in range(len(self._step.spans)):
+            attend_quantized_span(self._step, row, query, layer, places, self._frequencies, window, result)
+        tails.move(floats, layer.index)
         return result.flatten(1)

@@ -12,11 +12,12 @@ advances.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from windlass_runtime import errors
 from windlass_runtime.kv.pages import PagePool
 from windlass_runtime.scheduling.arrival_order import ArrivalOrder
+from windlass_runtime.scheduling.prefixes import Prefixes
 from windlass_runtime.scheduling.sequence import FinishReason, Sequence
 
 
@@ -41,6 +42,9 @@ class PlannedRow:
     token_ids: tuple[int, ...]
     start: int
     page_table: tuple[int, ...]
+    lane: int
+    cached_tokens: int
+    """Leading prompt tokens that were in the cache when the sequence first started."""
     samples: bool
     """Whether a next token is sampled after this row: true when it computes the sequence's last known token."""
 
@@ -70,7 +74,8 @@ class Finished:
 class Scheduler:
     """Owns the page pool and every sequence between `submit` and its end."""
 
-    def __init__(self, limits: Limits, pages: PagePool) -> None:
+    def __init__(self, limits: Limits, pages: PagePool, scope_of: Callable[[str], bytes] | None = None) -> None:
+        """scope_of: see `Prefixes`."""
         capacity = pages.page_count * limits.page_tokens
         if limits.max_running < 1 or limits.step_tokens < 1 or limits.page_tokens < 1:
             raise ValueError(f"limits: expected positive numbers, found {limits}")
@@ -79,6 +84,8 @@ class Scheduler:
         self.max_running = min(limits.max_running, limits.step_tokens)
         self._limits = limits
         self._pages = pages
+        self._prefixes = Prefixes(pages, limits.page_tokens, scope_of)
+        self._lanes = list(range(self.max_running - 1, -1, -1))
         self._waiting = ArrivalOrder()
         self._running: dict[str, Sequence] = {}
         self._arrivals = 0
@@ -116,8 +123,11 @@ class Scheduler:
         """End a sequence now, in whatever state, and free its pages; None when it is not here (any more)."""
         sequence = self._running.pop(sequence_id, None)
         if sequence is None:
-            return self._waiting.remove(sequence_id)
-        self._release(sequence)
+            sequence = self._waiting.remove(sequence_id)
+        else:
+            self._release(sequence)
+        if sequence is not None:
+            self._prefixes.forget(sequence)
         return sequence
 
     def plan_step(self) -> StepPlan:
@@ -141,7 +151,9 @@ class Scheduler:
             sequence = self._running.get(row.sequence_id)
             if sequence is None:
                 continue
+            before = sequence.computed
             sequence.computed += len(row.token_ids)
+            self._prefixes.publish(sequence, before)
             if not row.samples:
                 continue
             sequence.tokens.append(tokens[row.sequence_id])
@@ -156,7 +168,7 @@ class Scheduler:
 
         Raises ValueError when the pool is too small for the sequences that this one takes.
         """
-        moved = Scheduler(dataclasses.replace(self._limits, page_tokens=page_tokens), pages)
+        moved = Scheduler(dataclasses.replace(self._limits, page_tokens=page_tokens), pages, self._prefixes.scope_of)
         if moved.max_sequence_tokens < self.max_sequence_tokens:
             raise ValueError(
                 f"page pool: expected room for a sequence of {self.max_sequence_tokens} tokens, "
@@ -174,8 +186,12 @@ class Scheduler:
         assert not any(name in self._waiting for name in self._running), "a sequence runs and waits"
         assert all(not sequence.page_table for sequence in self._waiting), "a waiting sequence holds pages"
         held = [page for sequence in self._running.values() for page in sequence.page_table]
-        assert len(held) == len(set(held)), "two sequences hold one page"
-        assert len(held) + self._pages.free_count == self._pages.page_count, "a page leaked"
+        for sequence in self._running.values():
+            for page in sequence.page_table[sequence.computed // self._limits.page_tokens :]:
+                assert held.count(page) == 1, "two sequences hold one unfinished page"
+        assert len(set(held)) + self._pages.free_count == self._pages.page_count, "a page leaked"
+        lanes = [sequence.lane for sequence in self._running.values()]
+        assert sorted(lanes + self._lanes) == list(range(self.max_running)), "a lane is shared or lost"
         for sequence in self._running.values():
             assert 0 <= sequence.computed < len(sequence.tokens), "a running sequence has nothing to compute"
             assert len(sequence.page_table) >= self._pages_for(sequence.computed), "computed tokens without a page"
@@ -198,7 +214,7 @@ class Scheduler:
             if victim is sequence:
                 return False
         if lacking > 0:
-            sequence.page_table += self._pages.allocate(lacking)
+            sequence.page_table += self._pages.allocate(lacking, sequence.tenant)
         return True
 
     def _preempt(self, victim: Sequence, plan: _Draft) -> None:
@@ -217,6 +233,8 @@ class Scheduler:
                 return
             self._waiting.remove(candidate.sequence_id)
             self._running[candidate.sequence_id] = candidate
+            candidate.lane = self._lanes.pop()
+            self._prefixes.begin(candidate)
             plan.admitted.append(candidate.sequence_id)
             self._plan_running(candidate, plan)
 
@@ -242,6 +260,8 @@ class Scheduler:
             token_ids=tuple(sequence.tokens[sequence.computed : end]),
             start=sequence.computed,
             page_table=sequence.page_table,
+            lane=sequence.lane,
+            cached_tokens=sequence.cached_tokens,
             samples=end == len(sequence.tokens),
         )
 
@@ -249,6 +269,8 @@ class Scheduler:
         self._pages.release(sequence.page_table)
         sequence.page_table = ()
         sequence.computed = 0
+        self._lanes.append(sequence.lane)
+        sequence.lane = -1
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self._limits.page_tokens)

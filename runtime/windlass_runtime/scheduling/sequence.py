@@ -27,9 +27,14 @@ class Sequence:
     """Ends with LENGTH when prompt and output together reach this many tokens."""
     stop_token_ids: frozenset[int] = frozenset()
     """Ends with STOP once one of these was generated; it stays the last of `tokens`."""
+    tenant: str = ""
     prompt_tokens: int = dataclasses.field(init=False)
     computed: int = dataclasses.field(init=False, default=0)
     """Leading tokens whose keys and values are in `page_table`."""
+    cached_tokens: int = dataclasses.field(init=False, default=0)
+    """Leading prompt tokens that were in the cache when the sequence first started."""
+    lane: int = dataclasses.field(init=False, default=-1)
+    """Place among the running; -1 while waiting."""
     page_table: tuple[int, ...] = dataclasses.field(init=False, default=())
     arrival: int = dataclasses.field(init=False, default=-1)
     """Order of submission; kept through preemption, so that an old sequence stays old."""

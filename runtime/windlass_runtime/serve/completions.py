@@ -153,7 +153,7 @@ async def encode(tokenizer: TextCodec, text: str, *, add_special_tokens: bool = 
 async def _reply_whole(job: Job, stream: TokenStream) -> web.Response:
     pieces: dict[int, list[Piece]] = {}
     async for request, piece in stream.pieces():
-        job.usage.completion_tokens += len(piece.token_ids)
+        job.usage.count(request, piece)
         pieces.setdefault(job.choice_index(request, piece), []).append(piece)
     choices = [job.shape.whole(index, join_pieces(pieces[index])) for index in sorted(pieces)]
     body = job.heading.to_body(job.shape.whole_kind, choices) | {"usage": job.usage.to_body()}
@@ -183,7 +183,7 @@ async def _chunks(job: Job, stream: TokenStream) -> AsyncIterator[dict[str, Any]
         for choice in job.shape.opening(index):
             yield job.heading.to_body(job.shape.chunk_kind, [choice]) | usage
     async for request, piece in stream.pieces():
-        job.usage.completion_tokens += len(piece.token_ids)
+        job.usage.count(request, piece)
         choice = job.shape.chunk(job.choice_index(request, piece), piece)
         yield job.heading.to_body(job.shape.chunk_kind, [choice]) | usage
     if job.wants_usage_chunk:

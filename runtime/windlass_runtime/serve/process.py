@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from aiohttp import web
 
-from windlass_contract.launch_spec import LaunchSpec
+from windlass_contract.launch_spec import CacheReuse, LaunchSpec
 from windlass_runtime import errors
 from windlass_runtime.backends.base import Backend
 from windlass_runtime.launch import LoadedModel, ModelLoader
@@ -129,7 +129,12 @@ async def _load_unless_stopped(
     if not loading.done():
         return None
     loaded = loading.result()
-    limits = EngineLimits(spec.max_running_requests, spec.max_queued_requests, spec.step_tokens)
+    limits = EngineLimits(
+        spec.max_running_requests,
+        spec.max_queued_requests,
+        spec.step_tokens,
+        reuse=spec.cache_reuse is CacheReuse.PREFIX,
+    )
     engine = Engine(loaded.backend, loaded.tokenizer, limits, metrics, sampler=loaded.sampler)
     engine.start()
     return engine, loaded

@@ -17,12 +17,21 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int = 0
+    cached: dict[int, int] = dataclasses.field(default_factory=dict)
+    """Prompt tokens found in the cache, by the index of the prompt."""
 
-    def to_body(self) -> dict[str, int]:
+    def count(self, prompt: int, piece: Piece) -> None:
+        """Add a piece of a choice for one of the prompts, which counts once however many choices it has."""
+        self.completion_tokens += len(piece.token_ids)
+        if piece.choice == 0:
+            self.cached[prompt] = piece.cached_tokens
+
+    def to_body(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(self.cached.values())},
         }
 
 

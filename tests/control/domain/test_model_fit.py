@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.builders import build_gpu_class, build_node, build_service, build_snapshot
-from windlass_contract.launch_spec import Precision
+from windlass_contract.launch_spec import CacheReuse, Precision
 from windlass_operator.domain.class_words import refuse_ranking
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.gpu_class import rank_classes
@@ -184,3 +184,18 @@ def test_an_unbounded_cache_is_refused_on_a_time_sliced_class():
 
 def test_on_whole_devices_the_replica_sizes_its_cache_itself():
     assert plan(build(), L4).launch.cache_bytes == 0
+
+
+def test_a_cache_of_4_bits_lets_longer_sequences_fit_and_says_so():
+    floats, quantized = (build(tokens=65536, cache=cache) for cache in ({}, {"bits": 4, "reuse": "Prefix"}))
+
+    refused, planned = plan(floats, L4), plan(quantized, L4)
+
+    assert refused.refusal is not None
+    assert planned.refusal is None
+    assert (planned.launch.cache_bits, planned.launch.cache_reuse) == (4, CacheReuse.PREFIX)
+    assert any("in 4 bits, unfinished pages in floats" in decision.reason for decision in planned.decisions)
+
+
+def test_a_cache_left_alone_starts_replicas_as_before():
+    assert '"cache_' not in plan(build(), L4).launch.to_json().replace('"cache_bytes"', "")

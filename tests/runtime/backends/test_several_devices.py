@@ -18,7 +18,7 @@ from windlass_runtime.checkpoint.layout import expected_tensors
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.checkpoint.tensors import CheckpointTensors
 from windlass_runtime.errors import CapacityError
-from windlass_runtime.kv.store import PageStore
+from windlass_runtime.kv.store import PageStore, float_layout
 from windlass_runtime.model.decoder import Decoder, Stage
 from windlass_runtime.model.ragged import lay_out
 from windlass_runtime.model.torch_arithmetic import TorchArithmetic
@@ -67,7 +67,7 @@ def build_decoder(spec: ModelSpec, stages: tuple[range, ...]) -> tuple[Decoder, 
     weights = load_weights(spec, FakeTensors(), dtype=half, norm_dtype=half, devices=devices)
     arithmetics = (TorchArithmetic(spec, target, half) for target in targets)
     decoder = Decoder(spec, weights, list(map(Stage, stages, targets, arithmetics)))
-    return decoder, PageStore(spec, 8, dtype=half, devices=devices)
+    return decoder, PageStore(float_layout(spec, half), 8, devices=devices)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])

@@ -9,7 +9,7 @@ import torch
 
 from support.checkpoints import write_checkpoint
 from support.engines import add_plan, interpret, load_rtx_or_skip
-from windlass_contract.launch_spec import Device, LaunchSpec, LaunchSpecError, Precision
+from windlass_contract.launch_spec import CacheReuse, Device, LaunchSpec, LaunchSpecError, Precision
 from windlass_runtime.engine.shape import PlanShape
 from windlass_runtime.errors import EngineUnavailable, StepFailed
 from windlass_runtime.jobs.build_engine import identify_engine
@@ -47,9 +47,11 @@ def test_the_plan_a_replica_wants_follows_from_its_launch_spec(model: Path, tmp_
     [
         ({"device": Device.CPU}, "expected device cuda with it, found cpu"),
         ({"device_count": 2}, "expected device_count 1 with it, found 2"),
+        ({"cache_bits": 4}, "expected neither cache_bits nor cache_reuse"),
+        ({"cache_reuse": CacheReuse.PREFIX}, "expected neither cache_bits nor cache_reuse"),
         ({"precision": Precision.FP32}, "expected a precision other than FP32"),
     ],
-    ids=["CPU", "two GPUs", "FP32"],
+    ids=["CPU", "two GPUs", "4 bits", "reuse", "FP32"],
 )
 def test_a_replica_that_no_plan_could_serve_is_told_at_once(
     changes: dict[str, Any], message: str, model: Path, tmp_path: Path

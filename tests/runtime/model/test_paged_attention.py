@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support.checkpoints import build_spec
-from windlass_runtime.kv.store import PAGE_TOKENS, PageStore, sequence_pages
+from windlass_runtime.kv.store import PAGE_TOKENS, PageStore, float_layout, sequence_pages
 from windlass_runtime.model import paged_attention
 from windlass_runtime.model.paged_attention import attend_decoding, attend_span, group_decoding
 from windlass_runtime.model.ragged import RaggedStep, lay_out
@@ -33,7 +33,7 @@ def build_step(*shapes: tuple[int, int]) -> RaggedStep:
 
 
 def fill_pages() -> PageStore:
-    store = PageStore(SPEC, 40, dtype=torch.float32, devices=(CPU,) * SPEC.layer_count)
+    store = PageStore(float_layout(SPEC, torch.float32), 40, devices=(CPU,) * SPEC.layer_count)
     torch.manual_seed(5)
     for part in (store.layers[0].keys, store.layers[0].values):
         part.normal_()

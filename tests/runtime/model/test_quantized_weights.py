@@ -15,7 +15,7 @@ from windlass_kernels import ops, packed
 from windlass_runtime.backends.base import Batch, Row
 from windlass_runtime.backends.load import load_backend
 from windlass_runtime.backends.torch_backend import TorchBackend
-from windlass_runtime.kv.store import PageStore
+from windlass_runtime.kv.store import PageStore, float_layout
 from windlass_runtime.model.decoder import Decoder, Stage
 from windlass_runtime.model.ragged import lay_out
 from windlass_runtime.model.torch_arithmetic import TorchArithmetic
@@ -58,7 +58,7 @@ def reference_logits(folder: Path, precision: Precision) -> torch.Tensor:
     stage = Stage(range(spec.layer_count), cpu, TorchArithmetic(spec, cpu, torch.float64))
     exact = Decoder(spec, widen(decoder.weights), [stage])
     devices = (cpu,) * spec.layer_count
-    step, store = lay_out(ROWS, cpu), PageStore(spec, len(ROWS), dtype=torch.float64, devices=devices)
+    step, store = lay_out(ROWS, cpu), PageStore(float_layout(spec, torch.float64), len(ROWS), devices=devices)
     return exact.forward(step, store, torch.tensor([span.stop - 1 for span in step.spans])).double()
 
 

@@ -258,7 +258,7 @@ def test_whatever_arrives_everybody_ends_with_the_tokens_it_gets_alone_and_no_pa
         assert plan.token_count <= step_tokens
         assert len(plan.rows) <= max_running
         logits = backend.step(
-            Batch(tuple(Row(r.sequence_id, r.token_ids, r.start, r.page_table, r.samples) for r in plan.rows))
+            Batch(tuple(Row(r.sequence_id, r.token_ids, r.start, r.page_table, r.samples, r.lane) for r in plan.rows))
         )
         sampled = [row.sequence_id for row in plan.rows if row.samples]
         ended = scheduler.apply_tokens(plan, dict(zip(sampled, logits.argmax(dim=-1).tolist(), strict=True)))

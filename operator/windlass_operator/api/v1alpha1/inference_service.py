@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -389,8 +389,30 @@ class Precision(ApiModel):
     ] = Field(default_factory=list)
 
 
+class CacheReuse(enum.StrEnum):
+    """Which keys and values of earlier requests a replica uses again."""
+
+    NONE = "None"
+    PREFIX = "Prefix"
+
+
 class Cache(ApiModel):
     """The key/value cache of one replica."""
+
+    bits: Annotated[
+        Literal[4, 8, 16],
+        Field(
+            description="Bits per element of stored keys and values. 16: the format of the arithmetic. 4 holds about "
+            "3.5 times the tokens of 16 in the same memory; docs/howto/kv-cache.md says how to measure what it costs.",
+        ),
+    ] = 16
+    reuse: Annotated[
+        CacheReuse,
+        Field(
+            description="Prefix: requests of the tenant that begin alike, token by token, share what was computed. The "
+            "answers are the same; only the time to the first token tells. Nothing is shared between tenants.",
+        ),
+    ] = CacheReuse.NONE
 
     memory: Annotated[
         ByteQuantity | None,
