@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import hmac
 import json
 import zlib
 from typing import Any, Final
@@ -20,8 +21,15 @@ READY_PATH: Final = "/health/ready"
 METRICS_PATH: Final = "/metrics"
 DRAIN_PATH: Final = "/health/drain"
 """POST marks a replica not ready and returns once nothing is in flight; the preStop hook calls it."""
+DEBUG_SCHEDULER_PATH: Final = "/debug/scheduler"
+"""GET tells who runs and waits in a replica, without content; gateways do not pass it on."""
 REPORT_USAGE_HEADER: Final = "X-Windlass-Report-Usage"
 """Asks a replica to end a stream with a comment (which clients skip) that holds its usage: `: {"usage": {...}}`."""
+
+TENANT_HEADER: Final = "X-Windlass-Tenant"
+"""Whose request it is, said by the gateway; a replica believes it with a proof only."""
+TENANT_PROOF_HEADER: Final = "X-Windlass-Tenant-Proof"
+"""`prove_tenant` of TENANT_HEADER with the key that gateways and replicas share."""
 
 PORT_NAME: Final = "http"
 """Name of RUNTIME_PORT in pods, Services and their endpoints."""
@@ -166,6 +174,11 @@ def _parse_rates(data: dict[str, Any]) -> TenantRates:
         if number is not None and not (isinstance(number, int | float) and 0 < number < float("inf")):
             raise ValueError(f"rates of {rates.tenant}: expected numbers above 0, found {number!r}")
     return rates
+
+
+def prove_tenant(key: bytes, tenant: str) -> str:
+    """HMAC-SHA256 in hex: who sends it knows the shared key. It holds for this tenant for as long as the key does."""
+    return hmac.new(key, b"windlass-tenant\0" + tenant.encode(), hashlib.sha256).hexdigest()
 
 
 def digest_key(key: str) -> str:

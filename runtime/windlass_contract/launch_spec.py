@@ -76,6 +76,11 @@ class LaunchSpec:
     service: str = "local"
     tenant: str = ""
     """Owner of every request to this replica; empty when the namespace belongs to no tenant."""
+    tenant_key_file: str = ""
+    """File with the key that gateways share, for replicas that several tenants use; empty: every request is `tenant`'s.
+    """
+    tenant_weights: str = ""
+    """Shares of tenants relative to each other, as `team-a=3,team-b=0.5`; 1 for those not named."""
     device: Device = Device.CPU
     device_count: int = 1
     """Devices that the layers are split over, the first ones there are. On a CPU, a rehearsal within its one memory."""
@@ -129,7 +134,9 @@ class LaunchSpec:
         return spec
 
 
-_OMITTED: Final = frozenset({"cache_bits", "cache_reuse", "device_count", "engine_store", "recipe"})
+_OMITTED: Final = frozenset(
+    {"cache_bits", "cache_reuse", "device_count", "engine_store", "recipe", "tenant_key_file", "tenant_weights"}
+)
 """Left out while they have their defaults: an operator that learnt a field must not restart replicas without it."""
 _SCALARS: Final[Mapping[str, type]] = {"str": str, "int": int, "float": float}
 _ENUMS: Final[Mapping[str, type[enum.StrEnum]]] = {"CacheReuse": CacheReuse, "Device": Device, "Precision": Precision}

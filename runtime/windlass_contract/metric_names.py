@@ -29,16 +29,21 @@ PROMPT_TOKENS_TOTAL: Final = "windlass_prompt_tokens_total"
 GENERATED_TOKENS_TOTAL: Final = "windlass_generated_tokens_total"
 CACHED_TOKENS_TOTAL: Final = "windlass_cached_tokens_total"
 KV_EVICTIONS_TOTAL: Final = "windlass_kv_evictions_total"
+PREEMPTIONS_TOTAL: Final = "windlass_preemptions_total"
 
 # Histograms per tenant and model.
 TIME_TO_FIRST_TOKEN: Final = "windlass_time_to_first_token_seconds"
 TIME_PER_OUTPUT_TOKEN: Final = "windlass_time_per_output_token_seconds"
 REQUEST_DURATION: Final = "windlass_request_duration_seconds"
 QUEUE_TIME: Final = "windlass_queue_time_seconds"
+REQUEST_PHASE: Final = "windlass_request_phase_seconds"  # + label `phase`
+PHASES: Final = ("queue", "prefill", "decode")
+"""Values of the `phase` label of REQUEST_PHASE: waiting for a turn, until the first token, until the last."""
 
 # Engine.
 STEP_DURATION: Final = "windlass_engine_step_duration_seconds"
 STEP_TOKENS: Final = "windlass_engine_step_tokens"
+PLAN_DURATION: Final = "windlass_scheduler_plan_duration_seconds"
 MODEL_LOAD: Final = "windlass_model_load_seconds"
 
 OUTCOMES: Final = ("stop", "length", "cancelled", "rejected", "failed")

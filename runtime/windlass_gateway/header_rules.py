@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from windlass_contract.endpoints import REPORT_USAGE_HEADER
+from windlass_contract.endpoints import REPORT_USAGE_HEADER, TENANT_HEADER, TENANT_PROOF_HEADER, prove_tenant
 
 REQUEST_ID: Final = "X-Request-Id"
 SESSION: Final = "X-Windlass-Session"
@@ -41,13 +41,19 @@ def choose_request_id(offered: str | None, fresh: str) -> str:
     return offered if offered and _REQUEST_ID.fullmatch(offered) else fresh
 
 
-def headers_to_replica(headers: Mapping[str, str], request_id: str) -> dict[str, str]:
+def headers_to_replica(
+    headers: Mapping[str, str], request_id: str, *, tenant: str = "", tenant_key: bytes = b""
+) -> dict[str, str]:
     """Return what a replica gets to see.
 
-    Authorization, cookies, Host and every tenant or forwarding header stay behind.
+    Authorization, cookies, Host and every tenant or forwarding header stay behind. With a key that replicas share, our
+    own word of whose request it is goes along, proven.
     """
     passed = {name: headers[name] for name in _TO_REPLICA if name in headers}
-    return {**passed, REQUEST_ID: request_id, REPORT_USAGE_HEADER: "true"}
+    own = {REQUEST_ID: request_id, REPORT_USAGE_HEADER: "true"}
+    if tenant_key and tenant:
+        own |= {TENANT_HEADER: tenant, TENANT_PROOF_HEADER: prove_tenant(tenant_key, tenant)}
+    return {**passed, **own}
 
 
 def headers_to_client(headers: Iterable[tuple[str, str]], own: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -85,6 +85,11 @@ def cli() -> None:
     help="Gateways that requests are spread over; each grants its equal part of every tenant's limits.",
 )
 @click.option(
+    "--tenant-key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    help="Key shared with replicas, which then believe the gateway whose a request is.",
+)
+@click.option(
     "--drain-timeout", default=DEFAULTS.drain_timeout_s, show_default=True, type=click.FloatRange(0), help="Seconds."
 )
 def run_gateway(
@@ -100,6 +105,7 @@ def run_gateway(
     max_connections: int,
     max_body_bytes: int,
     gateways: int,
+    tenant_key_file: pathlib.Path | None,
     drain_timeout: float,
 ) -> None:
     """Serve /{namespace}/{service}/v1/... for the routes of a file or a cluster.
@@ -111,6 +117,7 @@ def run_gateway(
         max_connections=_fit_descriptors(max_connections),
         max_body_bytes=max_body_bytes,
         gateways=gateways,
+        tenant_key=tenant_key_file.read_bytes().strip() if tenant_key_file else b"",
         drain_timeout_s=drain_timeout,
         separate_probes=probe_port is not None,
     )

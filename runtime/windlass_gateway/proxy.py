@@ -142,7 +142,9 @@ class Proxy:
             visit.reserve(request.method, body)
             part = self._choose_part(request, route)
             outcome.canary = part.canary
-            headers = headers_to_replica(request.headers, request_id)
+            headers = headers_to_replica(
+                request.headers, request_id, tenant=route.tenant, tenant_key=self._settings.tenant_key
+            )
             call = Call(request.method, target.path_and_query, headers, body, request_id)
             answer = await self._sleepers.send(route, call, part)
         own_headers = {**visit.headers(), REQUEST_ID: request_id}

@@ -51,6 +51,8 @@ class Settings:
     """Time to finish running requests after SIGTERM."""
     poll_s: float = 0.1
     """Interval at which the routing table file is looked at."""
+    tenant_key: bytes = b""
+    """Shared with replicas, which then believe us whose a request is; empty: we do not say."""
     separate_probes: bool = False
     """Whether health and metrics have a port of their own: metrics name tenants, which clients must not see."""
 

@@ -14,6 +14,7 @@ RuntimeFault
 ├── CapacityError          the machine is too small for the request; says the bytes needed and had
 ├── RequestError           the client must change the request (HTTP 400)
 │   └── PromptTooLong      prompt plus requested output exceed the limit
+├── DeadlineMissed         the request waited longer than it allowed; ask again with more time (HTTP 504)
 ├── QueueFull              no room to wait; try another replica or later (HTTP 429)
 ├── StepFailed             the device failed while computing; the request may be sent again (HTTP 500)
 ├── NotServing             the model is not loaded, or its engine is broken; try another replica (HTTP 503)
@@ -81,6 +82,10 @@ class RequestError(RuntimeFault):
 
 class PromptTooLong(RequestError):
     """Prompt plus output do not fit the sequence limit."""
+
+
+class DeadlineMissed(RuntimeFault):
+    """The time allowed for the first token passed before the request began."""
 
 
 class QueueFull(RuntimeFault):

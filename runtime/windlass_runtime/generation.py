@@ -27,6 +27,12 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     tenant: str = ""
+    """Who shares the engine with whom; decided by the server, never by the request's own text."""
+    priority: int = 0
+    """Lower runs first, among the tenant's own requests."""
+    deadline_s: float | None = None
+    """Seconds from arrival within which the first token is wanted; orders requests of one tenant and priority, and a
+    request that has not begun by then is ended with DeadlineMissed. None: no hurry."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,12 +7,14 @@ The channel is bounded by Admission: at most one submission and one cancellation
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import logging
+import math
 import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from windlass_runtime import errors
 from windlass_runtime.backends.base import Backend, Batch, Row, Sampler
@@ -22,8 +24,10 @@ from windlass_runtime.kv.fingerprints import derive_scope
 from windlass_runtime.kv.pages import PagePool
 from windlass_runtime.metrics import RuntimeMetrics
 from windlass_runtime.scheduling.admission import Admission
-from windlass_runtime.scheduling.scheduler import Limits, PlannedRow, Scheduler, StepPlan
+from windlass_runtime.scheduling.plan import PlannedRow, StepPlan
+from windlass_runtime.scheduling.scheduler import Limits, Scheduler
 from windlass_runtime.scheduling.sequence import FinishReason, Sequence
+from windlass_runtime.scheduling.view import SchedulerView
 from windlass_runtime.text import TextCodec
 
 logger = logging.getLogger(__name__)
@@ -43,6 +47,8 @@ class EngineLimits:
     step_tokens: int = 512
     reuse: bool = False
     """Whether beginnings that were computed before are found again, within a tenant."""
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Shares of tenants relative to each other; 1 for those not named."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,11 +77,20 @@ class _Running:
     choices: dict[str, Choice]
     """By sequence id; a choice leaves when it ends."""
     outcome: FinishReason = FinishReason.STOP
-    started: bool = False
+    started_s: float | None = None
+    """When the first of its sequences left the line for the first time."""
+    first_token_s: float | None = None
 
     @property
     def reserved_tokens(self) -> int:
         return self.max_tokens * self.request.choices
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Inspect:
+    """Asks for a view of the scheduler between two steps."""
+
+    answer: Callable[[SchedulerView], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,17 +137,27 @@ class Engine:
         self._pool = PagePool(info.page_count)
         self._server_key = secrets.token_bytes(32)
         self._scheduler = Scheduler(
-            Limits(limits.step_tokens, limits.max_running_requests, info.page_tokens, info.max_sequence_tokens),
+            Limits(
+                limits.step_tokens,
+                limits.max_running_requests,
+                info.page_tokens,
+                info.max_sequence_tokens,
+                weights=limits.weights,
+            ),
             self._pool,
             self._scope_of if limits.reuse else None,
         )
-        self._admission = Admission(max_running=limits.max_running_requests, max_queued=limits.max_queued_requests)
+        self._admission = Admission(
+            max_running=limits.max_running_requests, max_queued=limits.max_queued_requests, weights=limits.weights
+        )
         self._lock = threading.Lock()
         self._idle = threading.Event()
         self._idle.set()
-        self._commands: queue.SimpleQueue[_Running | _Cancel | _Swap | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Running | _Cancel | _Swap | _Inspect | None] = queue.SimpleQueue()
         self._requests: dict[str, _Running] = {}
         self._owners: dict[str, _Running] = {}
+        self._deadlines: list[tuple[float, str]] = []
+        """Heap of (when, request id) of requests that must have begun by then."""
         self._steps = 0
         self._failed_steps = 0
         self._tokens_per_s = 0.0
@@ -184,7 +209,10 @@ class Engine:
             if self._draining:
                 raise errors.Draining("the replica is draining and accepts no new requests")
             self._admission.admit(
-                sequences=request.choices, tokens=running.reserved_tokens, tokens_per_s=self._tokens_per_s
+                request.tenant,
+                sequences=request.choices,
+                tokens=running.reserved_tokens,
+                tokens_per_s=self._tokens_per_s,
             )
             self._idle.clear()
             self._commands.put(running)
@@ -208,6 +236,10 @@ class Engine:
                 f"{self.max_sequence_tokens} tokens, found {found.vocabulary_size} and {longest}"
             )
         self._commands.put(_Swap(backend))
+
+    def inspect(self, answer: Callable[[SchedulerView], None]) -> None:
+        """Have `answer` called on the engine's thread between two steps; it must not block or raise."""
+        self._commands.put(_Inspect(answer))
 
     def drain(self) -> None:
         """Accept nothing new; what is accepted goes on."""
@@ -272,6 +304,7 @@ class Engine:
     def _run(self) -> None:
         try:
             while self._take_commands():
+                self._end_late(self._clock())
                 if self._scheduler.has_work:
                     self._step()
                 self._report_occupancy()
@@ -296,6 +329,8 @@ class Engine:
                 self._obey_cancel(command)
             elif isinstance(command, _Swap):
                 self._obey_swap(command.backend)
+            elif isinstance(command, _Inspect):
+                command.answer(self._scheduler.describe())
             elif self._broken is not None:
                 self._adopt(command)
                 self._fail(command, errors.NotServing(f"the engine stopped: {self._broken}"))
@@ -307,6 +342,8 @@ class Engine:
         while (command := self._commands.get()) is not None:
             if isinstance(command, _Swap):
                 command.backend.close()
+            elif isinstance(command, _Inspect):
+                command.answer(self._scheduler.describe())
             elif isinstance(command, _Running):
                 self._adopt(command)
                 self._fail(command, errors.NotServing(f"the engine stopped: {self._broken}"))
@@ -323,10 +360,34 @@ class Engine:
     def _begin(self, running: _Running) -> None:
         request = running.request
         stop_ids = frozenset() if request.ignore_eos else frozenset(self._backend.info.eos_token_ids)
+        deadline_s = math.inf if request.deadline_s is None else running.arrived_s + request.deadline_s
         self._adopt(running)
+        if deadline_s < math.inf:
+            heapq.heappush(self._deadlines, (deadline_s, request.request_id))
         for sequence_id in running.choices:
-            sequence = Sequence(sequence_id, list(request.prompt), running.max_tokens, stop_ids, tenant=request.tenant)
-            self._scheduler.submit(sequence)
+            self._scheduler.submit(
+                Sequence(
+                    sequence_id,
+                    list(request.prompt),
+                    running.max_tokens,
+                    stop_ids,
+                    tenant=request.tenant,
+                    priority=request.priority,
+                    deadline_s=deadline_s,
+                )
+            )
+
+    def _end_late(self, now_s: float) -> None:
+        """End requests that have not begun by their deadline: nobody waits for their answer any more."""
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            _, request_id = heapq.heappop(self._deadlines)
+            running = self._requests.get(request_id)
+            if running is not None and running.started_s is None:
+                waited_s = now_s - running.arrived_s
+                self._emit(
+                    running, errors.DeadlineMissed(f"waited {waited_s:.3f} s without a turn, the deadline passed")
+                )
+                self._end(running, "rejected")
 
     def _obey_swap(self, backend: Backend) -> None:
         info, old = backend.info, self._backend
@@ -351,6 +412,7 @@ class Engine:
     def _step(self) -> None:
         started_s = self._clock()
         plan = self._scheduler.plan_step()
+        self._metrics.observe_plan(self._clock() - started_s)
         self._note_starts(plan, started_s)
         sampled_rows = [row for row in plan.rows if row.samples]
         choices = [self._owners[row.sequence_id].choices[row.sequence_id] for row in sampled_rows]
@@ -394,6 +456,9 @@ class Engine:
         if choice.last_token_s is None:
             self._metrics.observe_first_token(tenant, now_s - running.arrived_s)
             self._metrics.count_cached(tenant, choice.cached_tokens)
+            if running.first_token_s is None:
+                running.first_token_s = now_s
+                self._metrics.observe_phase(tenant, "prefill", now_s - (running.started_s or now_s))
         else:
             self._metrics.observe_next_token(tenant, now_s - choice.last_token_s)
         choice.last_token_s = now_s
@@ -450,18 +515,24 @@ class Engine:
             self._scheduler.drop(sequence_id)
             self._owners.pop(sequence_id, None)
         running.choices.clear()
-        self._metrics.count_outcome(running.request.tenant, outcome, self._clock() - running.arrived_s)
+        now_s, tenant = self._clock(), running.request.tenant
+        self._metrics.count_outcome(tenant, outcome, now_s - running.arrived_s)
+        if running.first_token_s is not None:
+            self._metrics.observe_phase(tenant, "decode", now_s - running.first_token_s)
         with self._lock:
-            self._admission.leave(sequences=running.request.choices, tokens=running.reserved_tokens)
+            self._admission.leave(tenant, sequences=running.request.choices, tokens=running.reserved_tokens)
             if self._admission.in_house == 0:
                 self._idle.set()
 
     def _note_starts(self, plan: StepPlan, now_s: float) -> None:
         for sequence_id in plan.admitted:
             running = self._owners[sequence_id]
-            if not running.started:
-                running.started = True
+            if running.started_s is None:
+                running.started_s = now_s
                 self._metrics.observe_queue_time(running.request.tenant, now_s - running.arrived_s)
+                self._metrics.observe_phase(running.request.tenant, "queue", now_s - running.arrived_s)
+        for sequence_id in plan.preempted:
+            self._metrics.count_preemption(self._owners[sequence_id].request.tenant)
 
     def _note_step(self, plan: StepPlan, seconds: float) -> None:
         self._steps += 1

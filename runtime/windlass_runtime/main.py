@@ -65,7 +65,9 @@ def _server_options(command: Any) -> Any:
         click.option("--port", type=click.IntRange(0, 65535), help="0 picks a free one."),
         click.option("--max-queued-requests", type=click.IntRange(min=0)),
         click.option("--drain-timeout-s", type=click.FloatRange(min=0)),
-        click.option("--tenant", help="Label of this replica's metrics."),
+        click.option("--tenant", help="Whose requests these are, unless a gateway proves another."),
+        click.option("--tenant-key-file", help="Key shared with gateways that say whose a request is."),
+        click.option("--tenant-weights", help="Shares of tenants, as team-a=3,team-b=0.5; default 1."),
     ]
     return _add(options, command)
 

@@ -11,6 +11,7 @@ from windlass_contract import metric_names as names
 
 _LATENCY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TOKEN_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_PLAN_BUCKETS: Final = (0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05)
 _STEP_TOKEN_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
@@ -41,6 +42,17 @@ class RuntimeMetrics:
         self._per_token = self._histogram(names.TIME_PER_OUTPUT_TOKEN, "Time between tokens.", _TOKEN_BUCKETS)
         self._duration = self._histogram(names.REQUEST_DURATION, "Arrival to last token.", _LATENCY_BUCKETS)
         self._queue_time = self._histogram(names.QUEUE_TIME, "Arrival to first step.", _LATENCY_BUCKETS)
+        self._preemptions = self._counter(names.PREEMPTIONS_TOTAL, "Sequences that gave up their place or pages.")
+        self._phase = prometheus.Histogram(
+            names.REQUEST_PHASE,
+            "Time of requests in each phase.",
+            (*names.TENANT_LABELS, "phase"),
+            buckets=_LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self._plan = prometheus.Histogram(
+            names.PLAN_DURATION, "Planning a step.", names.MODEL_LABELS, buckets=_PLAN_BUCKETS, registry=self.registry
+        ).labels(model)
         self._step = prometheus.Histogram(
             names.STEP_DURATION, "Engine step.", names.MODEL_LABELS, buckets=_TOKEN_BUCKETS, registry=self.registry
         ).labels(model)
@@ -84,6 +96,16 @@ class RuntimeMetrics:
     def observe_step(self, seconds: float, tokens: int) -> None:
         self._step.observe(seconds)
         self._step_tokens.observe(tokens)
+
+    def observe_plan(self, seconds: float) -> None:
+        self._plan.observe(seconds)
+
+    def observe_phase(self, tenant: str, phase: str, seconds: float) -> None:
+        assert phase in names.PHASES, phase
+        self._phase.labels(*self._labels(tenant), phase).observe(seconds)
+
+    def count_preemption(self, tenant: str) -> None:
+        self._preemptions.labels(*self._labels(tenant)).inc()
 
     def count_accepted(self, tenant: str, prompt_tokens: int) -> None:
         self._prompt_tokens.labels(*self._labels(tenant)).inc(prompt_tokens)

@@ -34,7 +34,7 @@ async def bench(tmp_path: pathlib.Path) -> AsyncIterator[BuildBench]:
     """Start gateways; all drain with the test."""
     async with AsyncExitStack() as stack:
 
-        async def build(*routes: Route, rates: Sequence[TenantRates] = (), **settings: float) -> Bench:
+        async def build(*routes: Route, rates: Sequence[TenantRates] = (), **settings: float | bytes) -> Bench:
             table = tmp_path / "routes.json"
             write_table(table, *routes, rates=rates)
             defaults = Settings(poll_s=0.01, connect_timeout_s=1.0, drain_timeout_s=1.0)

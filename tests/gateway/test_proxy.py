@@ -12,7 +12,7 @@ import pytest
 
 from support.gateway import KEY, RIVAL_KEY, Bench, BuildBench, BuildReplica, build_route
 from support.replica import Behaviour, FakeReplica
-from windlass_contract.endpoints import Replica
+from windlass_contract.endpoints import TENANT_HEADER, TENANT_PROOF_HEADER, Replica, prove_tenant
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -290,6 +290,19 @@ async def test_what_a_client_says_about_itself_stays_at_the_gateway(bench: Build
     assert names == passed | {"x-request-id", "x-windlass-report-usage"}
     assert seen.headers["Host"] == a.url.removeprefix("http://")
     assert seen.headers["X-Request-Id"] == answer.headers["X-Request-Id"] == "mine-1"
+
+
+async def test_with_a_shared_key_the_gateway_says_and_proves_whose_a_request_is(
+    bench: BuildBench, replica: BuildReplica
+) -> None:
+    a = await replica("a")
+    front = await bench(build_route([a.address]), tenant_key=b"shared")
+
+    await post(front, headers={"Authorization": f"Bearer {KEY}", "X-Windlass-Tenant": "rival"})
+
+    (seen,) = a.seen
+    assert seen.headers.getall(TENANT_HEADER) == ["acme"]
+    assert seen.headers[TENANT_PROOF_HEADER] == prove_tenant(b"shared", "acme")
 
 
 @pytest.mark.parametrize("offered", ["", "two words", "x" * 200])

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from support import letters
 from windlass_runtime.backends.base import Batch
 from windlass_runtime.backends.sampling import SamplingParams
 from windlass_runtime.errors import (
+    DeadlineMissed,
     Draining,
     NotServing,
     PromptTooLong,
@@ -23,6 +25,7 @@ from windlass_runtime.errors import (
 from windlass_runtime.generation import Event, GenerationRequest, Piece
 from windlass_runtime.loop import MOST_FAILED_STEPS, Engine, EngineLimits
 from windlass_runtime.metrics import RuntimeMetrics
+from windlass_runtime.scheduling.view import SchedulerView
 from windlass_runtime.testing import FakeBackend
 from windlass_runtime.tokenizer import Tokenizer
 
@@ -430,3 +433,60 @@ def test_a_backend_that_cannot_keep_what_was_promised_is_not_swapped_in(
         engine.swap(FakeBackend(**({"vocabulary_size": engine.vocabulary_size} | other)))
 
     assert collect(submit(engine, build_request()))
+
+
+def test_a_request_that_has_not_begun_by_its_deadline_is_ended(build_engine: Build) -> None:
+    go = threading.Event()
+    engine = build_engine(letters.build_backend(before_step=lambda _: go.wait(10)), max_running_requests=1)
+    first = submit(engine, build_request("first"))
+    late = submit(engine, build_request("late", deadline_s=0.001))
+    patient = submit(engine, build_request("patient", deadline_s=60.0))
+    time.sleep(0.01)
+
+    go.set()
+
+    with pytest.raises(DeadlineMissed, match="without a turn"):
+        collect(late)
+    assert len(text_of(collect(first))) == len(text_of(collect(patient))) == 8
+    assert engine.wait_idle(10)
+
+
+def test_a_view_of_the_scheduler_shows_tenants_and_sequences_without_content(build_engine: Build) -> None:
+    free_steps = threading.Semaphore(3)
+    go = threading.Event()
+
+    def before_step(batch: Batch) -> None:
+        if not free_steps.acquire(blocking=False):
+            go.wait(10)
+
+    engine = build_engine(letters.build_backend(before_step=before_step), max_running_requests=1)
+    streams = [submit(engine, build_request(name, tenant=name)) for name in ("team-a", "team-b")]
+    streams[0].get(timeout=10)
+    views: queue.SimpleQueue[SchedulerView] = queue.SimpleQueue()
+    engine.inspect(views.put)
+    go.set()
+
+    view = views.get(timeout=10)
+
+    assert {tenant.tenant for tenant in view.tenants} <= {"team-a", "team-b"}
+    assert {sequence.tenant for sequence in view.sequences} == {tenant.tenant for tenant in view.tenants}
+    for stream in streams:
+        collect(stream)
+    engine.inspect(views.put)
+    assert views.get(timeout=10).tenants == ()
+
+
+def test_one_tenants_flood_leaves_room_for_another_at_the_door(build_engine: Build) -> None:
+    go = threading.Event()
+    engine = build_engine(
+        letters.build_backend(before_step=lambda _: go.wait(10)), max_running_requests=2, max_queued_requests=2
+    )
+    flood = [submit(engine, build_request(f"flood-{number}", tenant="flooder")) for number in range(4)]
+    with pytest.raises(QueueFull):
+        submit(engine, build_request("one too many", tenant="flooder"))
+
+    victim = submit(engine, build_request("victim", tenant="victim"))
+
+    go.set()
+    for stream in [*flood, victim]:
+        assert len(text_of(collect(stream))) == 8

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
+
+Rank = tuple[int, float, int]
+"""Order among the sequences of one tenant, first to run first: priority, deadline, arrival."""
 
 
 class FinishReason(enum.StrEnum):
@@ -15,7 +19,7 @@ class FinishReason(enum.StrEnum):
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Sequence:
-    """Mutable; changed by Scheduler alone once submitted.
+    """Mutable; changed by the scheduling package alone once submitted.
 
     A sequence is decoding when exactly one of its tokens is not computed, and prefilling while more are missing.
     """
@@ -28,17 +32,25 @@ class Sequence:
     stop_token_ids: frozenset[int] = frozenset()
     """Ends with STOP once one of these was generated; it stays the last of `tokens`."""
     tenant: str = ""
+    priority: int = 0
+    """Lower runs first, among the tenant's own sequences only."""
+    deadline_s: float = math.inf
+    """When the first token is wanted; orders sequences of one tenant and priority."""
     prompt_tokens: int = dataclasses.field(init=False)
     computed: int = dataclasses.field(init=False, default=0)
     """Leading tokens whose keys and values are in `page_table`."""
+    charged: int = dataclasses.field(init=False, default=0)
+    """Leading prompt tokens that the tenant has paid for; recomputing them after a preemption costs it nothing."""
     cached_tokens: int = dataclasses.field(init=False, default=0)
     """Leading prompt tokens that were in the cache when the sequence first started."""
     lane: int = dataclasses.field(init=False, default=-1)
     """Place among the running; -1 while waiting."""
     page_table: tuple[int, ...] = dataclasses.field(init=False, default=())
-    arrival: int = dataclasses.field(init=False, default=-1)
-    """Order of submission; kept through preemption, so that an old sequence stays old."""
+    rank: Rank = dataclasses.field(init=False, default=(0, math.inf, -1))
+    """Kept through preemption, so that an old sequence stays old."""
     preemptions: int = dataclasses.field(init=False, default=0)
+    gave_way: bool = dataclasses.field(init=False, default=False)
+    """Whether another tenant's newcomer has had its pages; that happens once."""
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.tokens)
@@ -49,6 +61,10 @@ class Sequence:
                 f"sequence {self.sequence_id}: expected room for output, found max_tokens {self.max_tokens} "
                 f"for {self.prompt_tokens} prompt tokens"
             )
+
+    def arrive(self, number: int) -> None:
+        """Take a place in the order of arrival."""
+        self.rank = (self.priority, self.deadline_s, number)
 
     @property
     def missing(self) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import dataclasses
 import logging
 import re
 import secrets
@@ -14,22 +17,27 @@ from aiohttp.typedefs import Handler
 
 from windlass_contract import endpoints
 from windlass_runtime import errors
+from windlass_runtime.scheduling.view import SchedulerView
 from windlass_runtime.serve import bodies, completions, faults
-from windlass_runtime.serve.keys import REPLICA, REQUEST_ID, USAGE
+from windlass_runtime.serve.keys import REPLICA, REQUEST_ID, TENANCY, TENANT, USAGE
 from windlass_runtime.serve.replica import Phase, Replica
+from windlass_runtime.serve.tenancy import Tenancy
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("windlass_runtime.access")
 
 MAX_BODY_BYTES: Final = 16 * 2**20
 """Room for any prompt that a context of a million tokens can hold."""
+_INSPECT_S: Final = 10.0
+"""Longest wait for the engine to finish the step it is in."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-def build_app(replica: Replica) -> web.Application:
+def build_app(replica: Replica, tenancy: Tenancy) -> web.Application:
     """Everything a replica answers."""
     app = web.Application(middlewares=[_account, _translate_faults], client_max_size=MAX_BODY_BYTES)
     app[REPLICA] = replica
+    app[TENANCY] = tenancy
     app.on_response_prepare.append(_echo_request_id)
     app.add_routes(
         [
@@ -43,6 +51,7 @@ def build_app(replica: Replica) -> web.Application:
             web.get(endpoints.READY_PATH, get_ready),
             web.post(endpoints.DRAIN_PATH, post_drain),
             web.get(endpoints.METRICS_PATH, get_metrics),
+            web.get(endpoints.DEBUG_SCHEDULER_PATH, get_scheduler),
         ]
     )
     return app
@@ -81,7 +90,7 @@ def _log_access(request: web.Request, status: int, seconds: float) -> None:
         status,
         seconds,
         request[REQUEST_ID],
-        request.app[REPLICA].spec.tenant or "-",
+        request.get(TENANT, request.app[REPLICA].spec.tenant) or "-",
         usage.prompt_tokens if usage else "-",
         usage.completion_tokens if usage else "-",
     )
@@ -183,3 +192,28 @@ async def get_metrics(request: web.Request) -> web.Response:
         body=request.app[REPLICA].metrics.render(),
         headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
     )
+
+
+async def get_scheduler(request: web.Request) -> web.Response:
+    """Who runs, waits and is owed what: names and numbers, no content. For operators; gateways do not pass it on."""
+    engine = request.app[REPLICA].loaded_engine
+    if engine is None:
+        raise errors.NotServing("the model is still loading")
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[SchedulerView] = loop.create_future()
+
+    def settle(view: SchedulerView) -> None:
+        if not found.done():
+            found.set_result(view)
+
+    def answer(view: SchedulerView) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, view)
+
+    engine.inspect(answer)
+    try:
+        async with asyncio.timeout(_INSPECT_S):
+            view = await found
+    except TimeoutError as exc:
+        raise errors.NotServing(f"the engine did not finish a step within {_INSPECT_S:g} s") from exc
+    return web.json_response(dataclasses.asdict(view))

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from windlass_runtime import errors
 from windlass_runtime.backends.sampling_params import MAX_LOGIT_BIASES, MAX_TOP_LOGPROBS, SamplingParams
 
+_TIERS: Final[Mapping[str, int]] = {"priority": -1, "auto": 0, "default": 0, "flex": 1}
+"""OpenAI's service tiers as priorities."""
 MAX_SEQUENCES: Final = 128
 """Prompts times choices in one request."""
 Body = TypeVar("Body", bound=BaseModel)
@@ -49,6 +51,9 @@ class GenerationBody(BaseModel):
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
     ignore_eos: bool | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    service_tier: str | None = None
+    deadline_ms: Annotated[float, Field(gt=0, le=86_400_000)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -57,6 +62,11 @@ class GenerationBody(BaseModel):
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def rank(self) -> int:
+        """Priority among the tenant's own requests, lower first: `priority`, else by `service_tier`."""
+        return self.priority if self.priority is not None else _TIERS.get(self.service_tier or "auto", 0)
 
     @property
     def wants_usage_chunk(self) -> bool:

@@ -19,7 +19,7 @@ from windlass_runtime.backends.sampling_params import SamplingParams
 from windlass_runtime.generation import GenerationRequest, Piece
 from windlass_runtime.loop import Engine
 from windlass_runtime.serve import bodies, faults
-from windlass_runtime.serve.keys import REPLICA, USAGE
+from windlass_runtime.serve.keys import REPLICA, TENANCY, TENANT, USAGE
 from windlass_runtime.serve.replica import Replica
 from windlass_runtime.serve.replies import ChatShape, CompletionShape, Heading, Shape, Usage, join_pieces
 from windlass_runtime.serve.token_stream import TokenStream
@@ -60,26 +60,28 @@ async def post_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def _serve(
-    request: web.Request, prepare: Callable[[Replica, Engine, TextCodec, bytes], Any]
+    request: web.Request, prepare: Callable[[Replica, Engine, TextCodec, str, bytes], Any]
 ) -> web.StreamResponse:
     replica = request.app[REPLICA]
+    tenant = request.app[TENANCY].tenant_of(request.headers)
+    request[TENANT] = tenant
     data = await request.read()
     with replica.generating():
         async with contextlib.AsyncExitStack() as stack:
             try:
                 engine, tokenizer = replica.require_engine(), replica.require_tokenizer()
-                job: Job = await prepare(replica, engine, tokenizer, data)
+                job: Job = await prepare(replica, engine, tokenizer, tenant, data)
                 request[USAGE] = job.usage
                 stream = await stack.enter_async_context(TokenStream(engine, job.requests))
             except errors.RuntimeFault:
-                replica.metrics.count_outcome(replica.spec.tenant, "rejected")
+                replica.metrics.count_outcome(tenant, "rejected")
                 raise
             if job.streams:
                 return await _reply_in_chunks(request, job, stream)
             return await _reply_whole(job, stream)
 
 
-async def _prepare_chat(replica: Replica, _engine: Engine, tokenizer: TextCodec, data: bytes) -> Job:
+async def _prepare_chat(replica: Replica, _engine: Engine, tokenizer: TextCodec, tenant: str, data: bytes) -> Job:
     body = bodies.parse_body(data, bodies.ChatBody)
     replica.require_model(body.model)
     sampling = body.sampling((body.top_logprobs or 0) if body.logprobs else None)
@@ -88,10 +90,10 @@ async def _prepare_chat(replica: Replica, _engine: Engine, tokenizer: TextCodec,
     prompt = await encode(tokenizer, text, add_special_tokens=False)
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     shape = ChatShape(tokenizer, sampling.top_logprobs is not None)
-    return _build_job(replica, body, [prompt], sampling, limit, shape)
+    return _build_job(replica, tenant, body, [prompt], sampling, limit, shape)
 
 
-async def _prepare_completion(replica: Replica, engine: Engine, tokenizer: TextCodec, data: bytes) -> Job:
+async def _prepare_completion(replica: Replica, engine: Engine, tokenizer: TextCodec, tenant: str, data: bytes) -> Job:
     body = bodies.parse_body(data, bodies.CompletionBody)
     replica.require_model(body.model)
     sampling = body.sampling(body.logprobs)
@@ -107,11 +109,12 @@ async def _prepare_completion(replica: Replica, engine: Engine, tokenizer: TextC
         longest = max(len(prompt) for prompt in prompts)
         limit = max(1, min(_LEGACY_MAX_TOKENS, engine.max_sequence_tokens - longest))
     shape = CompletionShape(tokenizer, sampling.top_logprobs is not None)
-    return _build_job(replica, body, prompts, sampling, limit, shape)
+    return _build_job(replica, tenant, body, prompts, sampling, limit, shape)
 
 
 def _build_job(
     replica: Replica,
+    tenant: str,
     body: bodies.GenerationBody,
     prompts: Sequence[Sequence[int]],
     sampling: SamplingParams,
@@ -128,7 +131,9 @@ def _build_job(
             choices=body.n or 1,
             stop=body.stop_strings,
             ignore_eos=bool(body.ignore_eos),
-            tenant=replica.spec.tenant,
+            tenant=tenant,
+            priority=body.rank,
+            deadline_s=None if body.deadline_ms is None else body.deadline_ms / 1000,
         )
         for index, prompt in enumerate(prompts)
     )

@@ -40,6 +40,10 @@ class UnknownModel(errors.RequestError):
     """The request names a model that this replica does not serve (HTTP 404)."""
 
 
+class UntrustedTenant(errors.RuntimeFault):
+    """The request names a tenant without the gateway's proof (HTTP 403)."""
+
+
 def describe(fault: errors.RuntimeFault) -> Fault:
     """The reply to a fault that this package raised on purpose."""
     message = str(fault)
@@ -50,6 +54,10 @@ def describe(fault: errors.RuntimeFault) -> Fault:
             return Fault(400, message, _INVALID, fault.parameter or None, "context_length_exceeded")
         case errors.RequestError():
             return Fault(400, message, _INVALID, fault.parameter or None)
+        case UntrustedTenant():
+            return Fault(403, message, _INVALID, code="untrusted_tenant")
+        case errors.DeadlineMissed():
+            return Fault(504, message, _SERVER, code="deadline_missed")
         case errors.QueueFull():
             return Fault(429, message, "rate_limit_error", code="queue_full", retry_after_s=fault.retry_after_s)
         case errors.Draining():

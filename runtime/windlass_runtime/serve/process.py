@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Final, TypeVar
 
 from aiohttp import web
@@ -22,6 +22,7 @@ from windlass_runtime.loop import Engine, EngineLimits
 from windlass_runtime.metrics import RuntimeMetrics
 from windlass_runtime.serve.app import build_app
 from windlass_runtime.serve.replica import Replica
+from windlass_runtime.serve.tenancy import parse_weights, read_tenancy
 
 logger = logging.getLogger(__name__)
 
@@ -37,21 +38,22 @@ Report = Callable[[str, dict[str, object]], None]
 async def serve(spec: LaunchSpec, load: ModelLoader, report: Report, stop: asyncio.Event | None = None) -> None:
     """Run one replica until a signal, or until `stop` is set by a caller who hears the signals itself.
 
-    Raises RuntimeFault when the model does not load, OSError for the port.
+    Raises RuntimeFault when the model does not load or the settings of tenants cannot be used, OSError for the port.
     """
     started_s = time.monotonic()
     metrics = RuntimeMetrics(spec.served_name)
     replica = Replica(spec, metrics, int(time.time()))
+    tenancy, weights = read_tenancy(spec), parse_weights(spec.tenant_weights)
     hears_signals, stop = stop is None, stop or asyncio.Event()
     # Cancelling handlers is what stops work when a client hangs up.
     runner = web.AppRunner(
-        build_app(replica), handler_cancellation=True, access_log=None, shutdown_timeout=_LAST_REPLIES_S
+        build_app(replica, tenancy), handler_cancellation=True, access_log=None, shutdown_timeout=_LAST_REPLIES_S
     )
     await runner.setup()
     try:
         with _signals_set(stop) if hears_signals else contextlib.nullcontext():
             report("listening", {"url": await _listen(runner, spec)})
-            engine = await _load_unless_stopped(spec, load, metrics, stop)
+            engine = await _load_unless_stopped(spec, load, weights, metrics, stop)
             if engine is None:
                 return
             try:
@@ -116,7 +118,7 @@ async def _listen(runner: web.AppRunner, spec: LaunchSpec) -> str:
 
 
 async def _load_unless_stopped(
-    spec: LaunchSpec, load: ModelLoader, metrics: RuntimeMetrics, stop: asyncio.Event
+    spec: LaunchSpec, load: ModelLoader, weights: Mapping[str, float], metrics: RuntimeMetrics, stop: asyncio.Event
 ) -> tuple[Engine, LoadedModel] | None:
     """A started engine; None when a signal came first. Loading cannot be interrupted, so its thread is left behind."""
     loading = _run_in_daemon_thread(lambda: load(spec))
@@ -133,6 +135,7 @@ async def _load_unless_stopped(
         spec.max_running_requests,
         spec.max_queued_requests,
         spec.step_tokens,
+        weights=weights,
         reuse=spec.cache_reuse is CacheReuse.PREFIX,
     )
     engine = Engine(loaded.backend, loaded.tokenizer, limits, metrics, sampler=loaded.sampler)

@@ -1,5 +1,7 @@
 import dataclasses
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,8 @@ from hypothesis import strategies as st
 from windlass_runtime.backends.base import Batch, Row
 from windlass_runtime.errors import PromptTooLong
 from windlass_runtime.kv.pages import PagePool
-from windlass_runtime.scheduling.scheduler import Limits, Scheduler, StepPlan
+from windlass_runtime.scheduling.plan import StepPlan
+from windlass_runtime.scheduling.scheduler import Limits, Scheduler
 from windlass_runtime.scheduling.sequence import FinishReason, Sequence
 from windlass_runtime.testing import FakeBackend, continuation
 
@@ -16,13 +19,22 @@ VOCABULARY = 50
 
 
 def build_scheduler(
-    *, step_tokens: int = 16, max_running: int = 4, page_tokens: int = 4, page_count: int = 32, longest: int = 64
+    *,
+    step_tokens: int = 16,
+    max_running: int = 4,
+    page_tokens: int = 4,
+    page_count: int = 32,
+    longest: int = 64,
+    assumed_output: int = 1,
 ) -> Scheduler:
-    return Scheduler(Limits(step_tokens, max_running, page_tokens, longest), PagePool(page_count))
+    limits = Limits(step_tokens, max_running, page_tokens, longest, assumed_output_tokens=assumed_output)
+    return Scheduler(limits, PagePool(page_count))
 
 
-def build_sequence(name: str, prompt: int = 4, output: int = 8, stop: frozenset[int] = frozenset()) -> Sequence:
-    return Sequence(name, list(range(1, prompt + 1)), prompt + output, stop)
+def build_sequence(
+    name: str, prompt: int = 4, output: int = 8, stop: frozenset[int] = frozenset(), **changes: Any
+) -> Sequence:
+    return Sequence(name, list(range(1, prompt + 1)), prompt + output, stop, **changes)
 
 
 def shares(plan: StepPlan) -> dict[str, int]:
@@ -34,6 +46,11 @@ def step(scheduler: Scheduler, token: int = 7) -> StepPlan:
     scheduler.apply_tokens(plan, {row.sequence_id: token for row in plan.rows if row.samples})
     scheduler.check()
     return plan
+
+
+def step_until(scheduler: Scheduler, done: Callable[[StepPlan], bool]) -> StepPlan:
+    """The first plan for which `done` holds."""
+    return next(plan for plan in (step(scheduler) for _ in range(200)) if done(plan))
 
 
 def test_a_long_prompt_is_computed_in_chunks_of_the_step_budget_and_sampled_after_the_last() -> None:
@@ -92,30 +109,44 @@ def test_the_youngest_gives_its_pages_back_when_pages_run_out() -> None:
     scheduler.submit(build_sequence("old", prompt=8, output=24))
     scheduler.submit(build_sequence("young", prompt=8, output=24))
 
-    preempted = []
-    while not preempted:
-        preempted += step(scheduler).preempted
+    plan = step_until(scheduler, lambda plan: bool(plan.preempted))
 
-    assert preempted == ["young"]
+    assert plan.preempted == ("young",)
     assert (scheduler.running_count, scheduler.waiting_count) == (1, 1)
 
 
-def test_a_preempted_sequence_recomputes_what_it_had_and_goes_on_from_there() -> None:
+def build_preempted() -> tuple[Scheduler, Sequence]:
+    """A scheduler whose sequence "old" has just taken a place in the pages of "young"."""
     scheduler = build_scheduler(page_tokens=4, page_count=8, max_running=2, longest=32)
-    scheduler.submit(build_sequence("old", prompt=8, output=24))
     young = build_sequence("young", prompt=8, output=24)
+    scheduler.submit(build_sequence("old", prompt=8, output=24))
     scheduler.submit(young)
-    while not step(scheduler).preempted:
-        pass
+    step_until(scheduler, lambda plan: bool(plan.preempted))
+    return scheduler, young
+
+
+def test_a_preempted_sequence_keeps_its_full_pages_and_recomputes_only_the_rest() -> None:
+    scheduler, young = build_preempted()
+    assert (len(young.page_table), young.computed) == (3, 12), "four pages were full, and the old one took the last"
     had = list(young.tokens)
-    assert len(had) > 8
 
-    while "young" not in shares(plan := step(scheduler)):
-        pass
+    scheduler.drop("old")
+    (row,) = step(scheduler).rows
 
-    row = next(row for row in plan.rows if row.sequence_id == "young")
-    assert (row.start, list(row.token_ids)) == (0, had[:16])
+    assert (row.sequence_id, row.start, list(row.token_ids)) == ("young", 12, had[12:])
     assert young.preemptions == 1
+
+
+def test_pages_of_a_preempted_sequence_go_to_running_ones_from_the_end_as_they_need_them() -> None:
+    scheduler, young = build_preempted()
+
+    kept = []
+    while "old" in shares(step(scheduler)):
+        kept.append(len(young.page_table))
+
+    assert kept == sorted(kept, reverse=True)
+    assert kept[-1] == 0
+    assert young.computed == 16, "it has begun anew once the old one has ended"
 
 
 def test_a_newcomer_waits_when_it_would_take_pages_that_running_sequences_are_sure_to_need() -> None:
@@ -138,6 +169,26 @@ def test_nobody_overtakes_the_line_even_when_a_later_prompt_would_fit() -> None:
     scheduler.submit(build_sequence("small", prompt=1, output=1))
 
     assert step(scheduler).admitted == ()
+
+
+def test_a_newcomer_waits_while_running_answers_are_expected_to_take_the_pages() -> None:
+    scheduler = build_scheduler(page_tokens=4, page_count=12, longest=32, assumed_output=16)
+    scheduler.submit(build_sequence("running", prompt=8, output=24))
+    step(scheduler)
+    scheduler.submit(build_sequence("newcomer", prompt=16, output=16))
+
+    assert step(scheduler).admitted == ()
+
+
+def test_answers_that_turn_out_short_let_more_sequences_in() -> None:
+    scheduler = build_scheduler(page_tokens=4, page_count=12, longest=32, assumed_output=16)
+    scheduler.submit(build_sequence("short", output=20, stop=frozenset({7})))
+    step(scheduler, token=7)
+    scheduler.submit(build_sequence("running", prompt=8, output=24))
+    step(scheduler)
+    scheduler.submit(build_sequence("newcomer", prompt=16, output=16))
+
+    assert step(scheduler).admitted == ("newcomer",)
 
 
 @pytest.mark.parametrize("state", ["waiting", "running"])
@@ -204,6 +255,8 @@ class Arrival:
     prompt: tuple[int, ...]
     output: int
     cancelled_after: int | None
+    tenant: str
+    priority: int
 
 
 ARRIVALS = st.lists(
@@ -213,6 +266,8 @@ ARRIVALS = st.lists(
         prompt=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20).map(tuple),
         output=st.integers(1, 12),
         cancelled_after=st.none() | st.integers(0, 10),
+        tenant=st.sampled_from(["a", "b", "c"]),
+        priority=st.integers(0, 2),
     ),
     min_size=1,
     max_size=10,
@@ -226,18 +281,34 @@ ARRIVALS = st.lists(
     max_running=st.integers(1, 6),
     page_tokens=st.integers(1, 5),
     spare_pages=st.integers(0, 12),
+    quantum=st.integers(0, 40),
+    assumed_output=st.integers(1, 12),
 )
 def test_whatever_arrives_everybody_ends_with_the_tokens_it_gets_alone_and_no_page_leaks(
-    arrivals: AbstractSequence[Arrival], step_tokens: int, max_running: int, page_tokens: int, spare_pages: int
+    arrivals: AbstractSequence[Arrival],
+    step_tokens: int,
+    max_running: int,
+    page_tokens: int,
+    spare_pages: int,
+    quantum: int,
+    assumed_output: int,
 ) -> None:
     page_count = -(-32 // page_tokens) + spare_pages
     backend = FakeBackend(
         vocabulary_size=VOCABULARY, page_tokens=page_tokens, page_count=page_count, max_sequence_tokens=32
     )
     stop = frozenset({3})
-    scheduler = Scheduler(Limits(step_tokens, max_running, page_tokens, 32), PagePool(page_count))
+    limits = Limits(step_tokens, max_running, page_tokens, 32, assumed_output, quantum, {"b": 2.5})
+    scheduler = Scheduler(limits, PagePool(page_count))
     sequences = {
-        f"s{index}": Sequence(f"s{index}", list(arrival.prompt), len(arrival.prompt) + arrival.output, stop)
+        f"s{index}": Sequence(
+            f"s{index}",
+            list(arrival.prompt),
+            len(arrival.prompt) + arrival.output,
+            stop,
+            tenant=arrival.tenant,
+            priority=arrival.priority,
+        )
         for index, arrival in enumerate(arrivals)
     }
     finished: set[str] = set()
