@@ -5,10 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from windlass_contract.launch_spec import LaunchSpec
 from windlass_runtime.backends.base import Backend, Sampler
 from windlass_runtime.text import TextCodec
+
+if TYPE_CHECKING:
+    from windlass_runtime.backends.grammars import GrammarCompiler
+    from windlass_runtime.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,6 +27,8 @@ class LoadedModel:
     """None for backends whose logits are torch tensors."""
     upgrade: Callable[[], Backend] | None = None
     """Makes a faster backend of the same model, which may take minutes; None where there is none to be had."""
+    grammars: GrammarCompiler | None = None
+    """None where answers cannot be held to a grammar: no tokenizer, no end token, or a sampler of its own."""
 
 
 ModelLoader = Callable[[LaunchSpec], LoadedModel]
@@ -48,10 +55,20 @@ def load_model(spec: LaunchSpec) -> LoadedModel:
         max_sequence_tokens=spec.max_sequence_tokens,
         step_tokens=spec.step_tokens,
     )
-    return LoadedModel(backend, tokenizer)
+    return LoadedModel(backend, tokenizer, grammars=build_grammars(backend, tokenizer))
 
 
-def load_tokenizer(folder: Path) -> TextCodec | None:
+def build_grammars(backend: Backend, tokenizer: Tokenizer | None) -> GrammarCompiler | None:
+    """What holds answers to grammars, where that can be done."""
+    from windlass_runtime.backends.grammars import GrammarCompiler
+
+    info = backend.info
+    if tokenizer is None or not info.eos_token_ids:
+        return None
+    return GrammarCompiler(tokenizer.to_json, info.vocabulary_size, info.eos_token_ids)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
     """The folder's tokenizer; None when it has none."""
     from windlass_runtime.tokenizer import Tokenizer
 

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 MOST_FAILED_STEPS = 3
 """Consecutive failed steps after which the device is taken for broken (a CUDA fault, say, never heals in a process)."""
+_MOST_PAST_DEADLINES = 1024
+"""Deadlines of ended requests that may be left over, beside twice those of running ones."""
 _SPEED_MEMORY = 0.9
 """Weight of the past in the running average of tokens per second."""
 
@@ -363,7 +365,7 @@ class Engine:
         deadline_s = math.inf if request.deadline_s is None else running.arrived_s + request.deadline_s
         self._adopt(running)
         if deadline_s < math.inf:
-            heapq.heappush(self._deadlines, (deadline_s, request.request_id))
+            self._note_deadline(deadline_s, request.request_id)
         for sequence_id in running.choices:
             self._scheduler.submit(
                 Sequence(
@@ -376,6 +378,13 @@ class Engine:
                     deadline_s=deadline_s,
                 )
             )
+
+    def _note_deadline(self, deadline_s: float, request_id: str) -> None:
+        if len(self._deadlines) > 2 * len(self._requests) + _MOST_PAST_DEADLINES:
+            # Ended requests leave theirs behind; far deadlines would pile up.
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._requests]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (deadline_s, request_id))
 
     def _end_late(self, now_s: float) -> None:
         """End requests that have not begun by their deadline: nobody waits for their answer any more."""
@@ -436,7 +445,12 @@ class Engine:
                 chosen[row.sequence_id] = token
             elif row.sequence_id in self._owners:
                 running = self._owners[row.sequence_id]
-                self._fail(running, errors.StepFailed("the model computed NaN or infinite logits for this request"))
+                self._fail(
+                    running,
+                    errors.StepFailed(
+                        "the model computed NaN or infinite logits for this request, or its grammar became too complex"
+                    ),
+                )
         ended = self._scheduler.apply_tokens(plan, {name: token.token_id for name, token in chosen.items()})
         reasons = {finished.sequence.sequence_id: finished.reason for finished in ended}
         now_s = self._clock()

@@ -20,6 +20,11 @@ class TextCodec(Protocol):
         """The token that fills up rows of unequal length; None when there is none."""
         ...
 
+    @property
+    def knows_tools(self) -> bool:
+        """Whether `render_chat` does something with a variable `tools`, with calls and with their results."""
+        ...
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Raises RequestError for text that is not valid Unicode."""
         ...

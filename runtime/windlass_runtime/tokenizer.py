@@ -47,6 +47,7 @@ class Tokenizer:
         self.special_tokens = _special_tokens(config)
         self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(core.to_str()).get("decoder"))
         source = template if template is not None else _configured_template(config)
+        self._knows_tools = source is not None and "tools" in source
         self._template = None if source is None else ChatTemplate(source, self.special_tokens)
 
     @classmethod
@@ -62,6 +63,10 @@ class Tokenizer:
         template = folder / "chat_template.jinja"
         config = {**_read_object(folder / "special_tokens_map.json"), **_read_object(folder / "tokenizer_config.json")}
         return cls(core, config, template.read_text("utf-8") if template.is_file() else None)
+
+    def to_json(self) -> str:
+        """As a tokenizer.json."""
+        return str(self._core.to_str())
 
     @property
     def vocabulary_size(self) -> int:
@@ -83,6 +88,11 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the chat template speaks of tools."""
+        return self._knows_tools
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Raises RequestError for text that is not valid Unicode."""

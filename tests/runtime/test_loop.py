@@ -436,9 +436,15 @@ def test_a_backend_that_cannot_keep_what_was_promised_is_not_swapped_in(
 
 
 def test_a_request_that_has_not_begun_by_its_deadline_is_ended(build_engine: Build) -> None:
-    go = threading.Event()
-    engine = build_engine(letters.build_backend(before_step=lambda _: go.wait(10)), max_running_requests=1)
+    entered, go = threading.Event(), threading.Event()
+
+    def before_step(_: Batch) -> None:
+        entered.set()
+        go.wait(10)
+
+    engine = build_engine(letters.build_backend(before_step=before_step), max_running_requests=1)
     first = submit(engine, build_request("first"))
+    assert entered.wait(10)
     late = submit(engine, build_request("late", deadline_s=0.001))
     patient = submit(engine, build_request("patient", deadline_s=60.0))
     time.sleep(0.01)

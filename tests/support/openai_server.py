@@ -10,6 +10,7 @@ from typing import Any
 
 from support import letters
 from windlass_contract.launch_spec import LaunchSpec
+from windlass_runtime import launch
 from windlass_runtime.backends.base import Backend
 from windlass_runtime.launch import LoadedModel, ModelLoader
 from windlass_runtime.serve import process
@@ -51,7 +52,7 @@ def served(
     """Serve until the block ends; by default the letters model. Fails when the server does not stop cleanly."""
     backend = backend or letters.build_backend()
     tokenizer = tokenizer or letters.build_tokenizer()
-    loaded = LoadedModel(backend, tokenizer)
+    loaded = LoadedModel(backend, tokenizer, grammars=launch.build_grammars(backend, tokenizer))
     with listening(lambda _: loaded, build_spec(**spec_changes)) as events:
         url = str(events.get(timeout=10)["url"])
         assert events.get(timeout=10)["event"] == "ready"

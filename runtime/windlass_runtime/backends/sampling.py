@@ -2,8 +2,8 @@
 
 Every random draw comes from the sequence's own generator, and every row is treated by operations that look at that row
 alone, so a sequence's tokens do not depend on who shares its batch. Order of operations: repetition penalty, presence
-and frequency penalties, logit bias, temperature, top-k, top-p, min-p. Log-probabilities describe the model's own
-distribution, before any of these.
+and frequency penalties, logit bias, grammar, temperature, top-k, top-p, min-p. Log-probabilities describe the model's
+own distribution, before any of these.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class TokenSampler:
         self._generator.manual_seed(fresh_seed if params.seed is None else params.seed)
         self._prompt = frozenset(prompt) if params.repetition_penalty != 1 else frozenset()
         self._generated: Counter[int] = Counter()
+        self._constraint = None if params.constraint is None else params.constraint.fresh()
 
     def draw(self) -> float:
         """The next uniform number in [0, 1)."""
@@ -38,9 +39,11 @@ class TokenSampler:
     def record(self, token_id: int) -> None:
         if self.params.penalises:
             self._generated[token_id] += 1
+        if self._constraint is not None:
+            self._constraint.accept(token_id)
 
     def adjust(self, row: torch.Tensor) -> torch.Tensor:
-        """Penalties and bias on one row of logits [V]; returns a new row."""
+        """Penalties, bias and grammar on one row of logits [V]; returns a new row, of NaN when the grammar is stuck."""
         row, params = row.clone(), self.params
         if params.repetition_penalty != 1:
             seen = torch.tensor(sorted(self._prompt | self._generated.keys()), device=row.device, dtype=torch.int64)
@@ -53,6 +56,11 @@ class TokenSampler:
         if params.logit_bias:
             ids = torch.tensor([token_id for token_id, _ in params.logit_bias], device=row.device, dtype=torch.int64)
             row[ids] += torch.tensor([bias for _, bias in params.logit_bias], device=row.device, dtype=row.dtype)
+        if self._constraint is not None:
+            allowed = self._constraint.allowed()
+            if allowed is None:
+                return row.fill_(math.nan)
+            row = torch.where(torch.from_numpy(allowed).to(row.device), row, -math.inf)
         return row
 
 
@@ -71,10 +79,10 @@ def sample(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> list[Sampl
     """Choose one token per row.
 
     logits  [N, V] float32, row i belongs to samplers[i]; unchanged
-    returns N tokens; None where a row holds NaN or infinities, which no caller can use
+    returns N tokens; None where a row holds NaN or infinities, or its grammar is stuck
     """
-    finite = torch.isfinite(logits.amax(dim=-1)).tolist()
     adjusted = _adjust(logits, samplers)
+    finite = torch.isfinite(adjusted.amax(dim=-1)).tolist()
     chosen = torch.argmax(adjusted, dim=-1)
     random_rows = [row for row, sampler in enumerate(samplers) if sampler.params.temperature > 0 and finite[row]]
     if random_rows:

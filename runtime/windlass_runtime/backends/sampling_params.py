@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Protocol
 
 from windlass_runtime import errors
+
+
+class TokenConstraint(Protocol):
+    """A place in a grammar; `grammars.Constraint` is the one there is."""
+
+    def fresh(self) -> TokenConstraint:
+        """Another one at the start of the same grammar."""
+        ...
+
+    def allowed(self) -> Any:
+        """[V] bool array: the tokens that may come next; None when the grammar cannot go on."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Go on by an allowed token."""
+        ...
+
 
 MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIASES = 1024
@@ -30,6 +48,8 @@ class SamplingParams:
     """None draws a fresh seed."""
     top_logprobs: int | None = None
     """Alternatives to report per token; None reports no log-probabilities at all."""
+    constraint: TokenConstraint | None = None
+    """The start of the grammar that the answer follows."""
 
     def __post_init__(self) -> None:
         _expect("temperature", self.temperature, 0.0, 2.0)
@@ -57,7 +77,7 @@ class SamplingParams:
 
     @property
     def changes_logits(self) -> bool:
-        return self.penalises or bool(self.logit_bias)
+        return self.penalises or bool(self.logit_bias) or self.constraint is not None
 
     @property
     def truncates(self) -> bool:

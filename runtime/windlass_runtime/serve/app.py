@@ -149,8 +149,7 @@ async def post_tokenize(request: web.Request) -> web.Response:
     if (body.prompt is None) == (body.messages is None):
         raise errors.RequestError("expected exactly one of prompt and messages", "prompt")
     if body.messages is not None:
-        messages = bodies.template_messages(body.messages)
-        text = tokenizer.render_chat(messages, variables=body.chat_template_kwargs)
+        text = completions.render_messages(tokenizer, body)
         tokens = await completions.encode(tokenizer, text, add_special_tokens=False)
     else:
         special = True if body.add_special_tokens is None else body.add_special_tokens

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from windlass_runtime import errors
 from windlass_runtime.backends.sampling_params import MAX_LOGIT_BIASES, MAX_TOP_LOGPROBS, SamplingParams
+from windlass_runtime.serve import tool_calls
 
 _TIERS: Final[Mapping[str, int]] = {"priority": -1, "auto": 0, "default": 0, "flex": 1}
 """OpenAI's service tiers as priorities."""
@@ -54,6 +55,12 @@ class GenerationBody(BaseModel):
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     service_tier: str | None = None
     deadline_ms: Annotated[float, Field(gt=0, le=86_400_000)] | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Field(min_length=1, max_length=1000)] | None = None
+    guided_grammar: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -96,6 +103,23 @@ class TextPart(BaseModel):
     text: str | None = None
 
 
+class CalledFunction(BaseModel):
+    """Part of a ToolCall."""
+
+    model_config = _STRICT
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A call that an earlier answer made."""
+
+    model_config = _STRICT
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(BaseModel):
     """One turn of a chat."""
 
@@ -103,6 +127,8 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[TextPart] | None = None
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
 
 class ChatBody(GenerationBody):
@@ -113,6 +139,9 @@ class ChatBody(GenerationBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class CompletionBody(GenerationBody):
@@ -176,22 +205,49 @@ def parse_body(data: bytes, kind: type[Body]) -> Body:
     return body
 
 
-def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
-    """Messages as chat templates expect them: plain text content, and `developer` under its older name `system`."""
-    return [_template_message(message, index) for index, message in enumerate(messages)]
+def template_messages(messages: list[Message], *, knows_tools: bool = True) -> list[dict[str, Any]]:
+    """Messages as chat templates expect them: plain text content, and `developer` under its older name `system`.
+
+    For a template that knows no tools, calls and their results become text.
+    """
+    return [_template_message(message, index, knows_tools) for index, message in enumerate(messages)]
 
 
-def _template_message(message: Message, index: int) -> dict[str, Any]:
-    extra = message.model_extra or {}
-    if message.role in ("tool", "function") or extra.get("tool_calls") or extra.get("function_call"):
-        raise errors.RequestError("tool calls are not supported by this server", f"messages.{index}")
+def _template_message(message: Message, index: int, knows_tools: bool) -> dict[str, Any]:
+    path = f"messages.{index}"
+    if (message.model_extra or {}).get("function_call"):
+        raise errors.RequestError("function_call is not supported by this server; send tool_calls", path)
     content = message.content
     if isinstance(content, list):
-        content = "\n".join(_part_text(part, f"messages.{index}.content.{place}") for place, part in enumerate(content))
+        content = "\n".join(_part_text(part, f"{path}.content.{place}") for place, part in enumerate(content))
     if content is None:
-        raise errors.RequestError("expected text, found null", f"messages.{index}.content")
+        if not message.tool_calls:
+            raise errors.RequestError("expected text, found null", f"{path}.content")
+        content = ""
+    name = {"name": message.name} if message.name is not None else {}
+    if message.tool_calls:
+        calls = [_template_call(call, f"{path}.tool_calls.{place}") for place, call in enumerate(message.tool_calls)]
+        if knows_tools:
+            return {"role": message.role, "content": content, "tool_calls": calls} | name
+        written = [f"{tool_calls.BEGIN}\n{json.dumps(call['function'])}\n{tool_calls.END}" for call in calls]
+        return {"role": message.role, "content": "\n".join(filter(None, [content, *written]))}
+    if message.role in ("tool", "function"):
+        if knows_tools:
+            identity = {"tool_call_id": message.tool_call_id} if message.tool_call_id is not None else {}
+            return {"role": "tool", "content": content} | identity | name
+        return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
     role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": content} | ({"name": message.name} if message.name is not None else {})
+    return {"role": role, "content": content} | name
+
+
+def _template_call(call: ToolCall, path: str) -> dict[str, Any]:
+    """Templates render arguments as an object."""
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except (ValueError, RecursionError) as exc:
+        raise errors.RequestError("expected arguments as JSON, found other text", f"{path}.function.arguments") from exc
+    identity = {"id": call.id} if call.id is not None else {}
+    return {"type": "function", **identity, "function": {"name": call.function.name, "arguments": arguments}}
 
 
 def _part_text(part: TextPart, path: str) -> str:
@@ -246,10 +302,6 @@ def _refuse_set(name: str, why: str, allowed: Callable[[Any], bool] = lambda val
 _UNSUPPORTED: Final = "not supported by this server"
 
 
-def _is_text_format(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.get("type") == "text"
-
-
 def _refuse_best_of(body: CompletionBody) -> None:
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise errors.RequestError("best_of: choosing among hidden candidates is not supported; use n", "best_of")
@@ -261,7 +313,6 @@ def _refuse_lonely_top_logprobs(body: ChatBody) -> None:
 
 
 _SHARED_REFUSALS: Final[tuple[_Refusal, ...]] = (
-    _refuse_set("response_format", _UNSUPPORTED, _is_text_format),
     _refuse_set("echo", _UNSUPPORTED),
     _refuse_set("suffix", _UNSUPPORTED),
     _refuse_set("use_beam_search", _UNSUPPORTED),
@@ -270,18 +321,11 @@ _SHARED_REFUSALS: Final[tuple[_Refusal, ...]] = (
     _refuse_set("bad_words", _UNSUPPORTED),
     _refuse_set("prompt_logprobs", _UNSUPPORTED, lambda value: value is False),
     _refuse_set("truncate_prompt_tokens", _UNSUPPORTED, lambda _: False),
-    _refuse_set("structured_outputs", _UNSUPPORTED),
-    _refuse_set("guided_json", _UNSUPPORTED),
-    _refuse_set("guided_regex", _UNSUPPORTED),
-    _refuse_set("guided_choice", _UNSUPPORTED),
-    _refuse_set("guided_grammar", _UNSUPPORTED),
 )
 _REFUSALS: Final[Mapping[type[BaseModel], tuple[_Refusal, ...]]] = {
     ChatBody: (
         *_SHARED_REFUSALS,
-        _refuse_set("tools", _UNSUPPORTED),
         _refuse_set("functions", _UNSUPPORTED),
-        _refuse_set("tool_choice", _UNSUPPORTED, lambda value: value in ("none", "auto")),
         _refuse_set("function_call", _UNSUPPORTED, lambda value: value in ("none", "auto")),
         _refuse_set("audio", _UNSUPPORTED, lambda _: False),
         _refuse_set("modalities", _UNSUPPORTED, lambda value: value == ["text"]),

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from windlass_contract.endpoints import REPORT_USAGE_HEADER
 from windlass_runtime import errors
+from windlass_runtime.backends.grammar_text import Grammar
 from windlass_runtime.backends.sampling_params import SamplingParams
 from windlass_runtime.generation import GenerationRequest, Piece
 from windlass_runtime.loop import Engine
@@ -22,7 +23,9 @@ from windlass_runtime.serve import bodies, faults
 from windlass_runtime.serve.keys import REPLICA, TENANCY, TENANT, USAGE
 from windlass_runtime.serve.replica import Replica
 from windlass_runtime.serve.replies import ChatShape, CompletionShape, Heading, Shape, Usage, join_pieces
+from windlass_runtime.serve.structured import parse_grammar
 from windlass_runtime.serve.token_stream import TokenStream
+from windlass_runtime.serve.tool_calls import Tools, parse_tools
 from windlass_runtime.text import TextCodec
 
 _LEGACY_MAX_TOKENS: Final = 16
@@ -85,18 +88,19 @@ async def _prepare_chat(replica: Replica, _engine: Engine, tokenizer: TextCodec,
     body = bodies.parse_body(data, bodies.ChatBody)
     replica.require_model(body.model)
     sampling = body.sampling((body.top_logprobs or 0) if body.logprobs else None)
-    messages = bodies.template_messages(body.messages)
-    text = tokenizer.render_chat(messages, variables=body.chat_template_kwargs)
+    tools = parse_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    sampling = await _constrain(replica, sampling, _choose_grammar(parse_grammar(body), tools))
+    text = render_messages(tokenizer, body, tools)
     prompt = await encode(tokenizer, text, add_special_tokens=False)
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    shape = ChatShape(tokenizer, sampling.top_logprobs is not None)
+    shape = ChatShape(tokenizer, sampling.top_logprobs is not None, calls_tools=tools is not None)
     return _build_job(replica, tenant, body, [prompt], sampling, limit, shape)
 
 
 async def _prepare_completion(replica: Replica, engine: Engine, tokenizer: TextCodec, tenant: str, data: bytes) -> Job:
     body = bodies.parse_body(data, bodies.CompletionBody)
     replica.require_model(body.model)
-    sampling = body.sampling(body.logprobs)
+    sampling = await _constrain(replica, body.sampling(body.logprobs), parse_grammar(body))
     entries = body.prompts
     if not 1 <= len(entries) * (body.n or 1) <= bodies.MAX_SEQUENCES:
         raise errors.RequestError(
@@ -146,6 +150,36 @@ def _build_job(
         wants_usage_chunk=body.wants_usage_chunk,
         usage=Usage(sum(len(prompt) for prompt in prompts)),
     )
+
+
+def render_messages(
+    tokenizer: TextCodec, body: bodies.ChatBody | bodies.TokenizeBody, tools: Tools | None = None
+) -> str:
+    """The prompt of a conversation. Tools are for the chat template, or a message of ours where it knows none."""
+    assert body.messages is not None
+    knows = tokenizer.knows_tools
+    messages = bodies.template_messages(body.messages, knows_tools=knows)
+    variables = dict(body.chat_template_kwargs or {})
+    if tools is not None and knows:
+        variables["tools"] = [{"type": "function", "function": function} for function in tools.functions]
+    elif tools is not None:
+        messages = [{"role": "system", "content": tools.to_prompt()}, *messages]
+    return tokenizer.render_chat(messages, variables=variables)
+
+
+def _choose_grammar(wanted: Grammar | None, tools: Tools | None) -> Grammar | None:
+    """An answer follows its own form or that of its calls."""
+    if wanted is not None and tools is not None:
+        raise errors.RequestError(f"{wanted.field}: expected no form of answer beside tools, found both", wanted.field)
+    return tools.to_grammar() if tools is not None else wanted
+
+
+async def _constrain(replica: Replica, sampling: SamplingParams, grammar: Grammar | None) -> SamplingParams:
+    """Hold the answer to a grammar. Compiling takes its time, so it leaves the event loop alone."""
+    if grammar is None:
+        return sampling
+    compiler = replica.require_grammars(grammar.field)
+    return dataclasses.replace(sampling, constraint=await asyncio.to_thread(compiler.compile, grammar))
 
 
 async def encode(tokenizer: TextCodec, text: str, *, add_special_tokens: bool = True) -> list[int]:

@@ -57,7 +57,7 @@ async def serve(spec: LaunchSpec, load: ModelLoader, report: Report, stop: async
             if engine is None:
                 return
             try:
-                replica.become_ready(engine[0], engine[1].tokenizer)
+                replica.become_ready(engine[0], engine[1].tokenizer, engine[1].grammars)
                 metrics.set_load_seconds(time.monotonic() - started_s)
                 report("ready", {"seconds": round(time.monotonic() - started_s, 3)})
                 async with _upgrading(*engine, report):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import enum
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from windlass_contract.launch_spec import LaunchSpec
 from windlass_runtime import errors
@@ -13,6 +14,9 @@ from windlass_runtime.loop import Engine
 from windlass_runtime.metrics import RuntimeMetrics
 from windlass_runtime.serve.faults import UnknownModel
 from windlass_runtime.text import TextCodec
+
+if TYPE_CHECKING:  # the library behind it is loaded where a model is
+    from windlass_runtime.backends.grammars import GrammarCompiler
 
 
 class Phase(enum.StrEnum):
@@ -38,6 +42,7 @@ class Replica:
         self.quiet.set()
         self._engine: Engine | None = None
         self._tokenizer: TextCodec | None = None
+        self._grammars: GrammarCompiler | None = None
         self._draining = False
 
     @property
@@ -53,8 +58,10 @@ class Replica:
         """None while loading."""
         return self._engine
 
-    def become_ready(self, engine: Engine, tokenizer: TextCodec | None) -> None:
-        self._engine, self._tokenizer = engine, tokenizer
+    def become_ready(
+        self, engine: Engine, tokenizer: TextCodec | None, grammars: GrammarCompiler | None = None
+    ) -> None:
+        self._engine, self._tokenizer, self._grammars = engine, tokenizer, grammars
 
     def begin_drain(self) -> None:
         """Refuse new requests from now on; idempotent."""
@@ -76,6 +83,12 @@ class Replica:
         if self._tokenizer is None:
             raise errors.RequestError("this model has no tokenizer.json; it cannot be served as text")
         return self._tokenizer
+
+    def require_grammars(self, field: str) -> GrammarCompiler:
+        """Raises RequestError, naming `field`, where answers cannot be held to a grammar."""
+        if self._grammars is None:
+            raise errors.RequestError(f"{field}: this replica cannot hold answers to a grammar", field)
+        return self._grammars
 
     def require_model(self, name: str | None) -> None:
         """Check a request's `model`; None means whatever is served. Raises UnknownModel."""

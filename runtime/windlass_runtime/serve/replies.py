@@ -8,6 +8,8 @@ from typing import Any
 
 from windlass_runtime.backends.sampling_params import SampledToken
 from windlass_runtime.generation import Piece
+from windlass_runtime.scheduling.sequence import FinishReason
+from windlass_runtime.serve.tool_calls import CallPiece, ToolCallReader
 from windlass_runtime.text import TextCodec
 
 
@@ -61,9 +63,12 @@ class ChatShape:
     chunk_kind = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
-    def __init__(self, tokenizer: TextCodec, wants_logprobs: bool) -> None:
+    def __init__(self, tokenizer: TextCodec, wants_logprobs: bool, *, calls_tools: bool = False) -> None:
+        """With calls_tools, calls of functions in the text become calls in the reply."""
         self._tokenizer = tokenizer
         self._wants_logprobs = wants_logprobs
+        self._calls_tools = calls_tools
+        self._readers: dict[int, ToolCallReader] = {}
 
     def opening(self, choice: int) -> list[dict[str, Any]]:
         """Chunks' choices before the first token: the role."""
@@ -71,20 +76,38 @@ class ChatShape:
         return [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}]
 
     def chunk(self, choice: int, piece: Piece) -> dict[str, Any]:
-        return {
-            "index": choice,
-            "delta": {"content": piece.text} if piece.text else {},
-            "logprobs": self._logprobs(piece.tokens),
-            "finish_reason": piece.finish,
-        }
+        text, calls, finish = self._read(choice, piece)
+        delta: dict[str, Any] = {"content": text} if text else {}
+        if calls:
+            delta["tool_calls"] = [call.to_delta() for call in calls]
+        return {"index": choice, "delta": delta, "logprobs": self._logprobs(piece.tokens), "finish_reason": finish}
 
     def whole(self, choice: int, joined: Piece) -> dict[str, Any]:
+        text, calls, finish = self._read(choice, joined)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message["content"] = text or None
+            message["tool_calls"] = [
+                {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in calls
+            ]
         return {
             "index": choice,
-            "message": {"role": "assistant", "content": joined.text, "refusal": None},
+            "message": message,
             "logprobs": self._logprobs(joined.tokens),
-            "finish_reason": joined.finish,
+            "finish_reason": finish,
         }
+
+    def _read(self, choice: int, piece: Piece) -> tuple[str, list[CallPiece], str | None]:
+        """Text, what is new of calls, and the reason that the API gives for the end."""
+        if not self._calls_tools:
+            return piece.text, [], piece.finish
+        reader = self._readers.setdefault(choice, ToolCallReader())
+        text, calls = reader.feed(piece.text)
+        if piece.finish is None:
+            return text, calls, None
+        called = reader.calls > 0 and piece.finish is FinishReason.STOP
+        return text + reader.flush(), calls, "tool_calls" if called else piece.finish
 
     def _logprobs(self, tokens: Sequence[SampledToken]) -> dict[str, Any] | None:
         if not self._wants_logprobs:

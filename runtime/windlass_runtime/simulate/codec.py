@@ -26,6 +26,10 @@ class SimulatedCodec:
     def pad_token_id(self) -> int | None:
         return None
 
+    @property
+    def knows_tools(self) -> bool:
+        return False
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:  # noqa: ARG002  it has none
         try:
             data = text.encode("utf-8")

@@ -36,6 +36,12 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "logit_bias": st.dictionaries(st.integers(0, 257).map(str), st.floats(-100, 100), max_size=3),
     "stream_options": st.fixed_dictionaries({"include_usage": st.booleans()}),
     "ignore_eos": st.booleans(),
+    "priority": st.integers(-3, 3),
+    "service_tier": st.sampled_from(["auto", "flex", "priority", "odd"]),
+    "deadline_ms": st.floats(0.01, 60_000),
+    "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}, {"type": "json_schema"}]),
+    "guided_regex": st.sampled_from(["[a-z]{2}", "a|b", "(", ""]),
+    "guided_choice": st.lists(st.text(max_size=4), max_size=3),
 }
 PROMPTS = st.text(max_size=30) | st.lists(st.text(max_size=10), max_size=3) | st.lists(st.integers(0, 257), max_size=9)
 MESSAGES = st.lists(
@@ -43,19 +49,34 @@ MESSAGES = st.lists(
     min_size=1,
     max_size=3,
 )
+TOOLS = st.sampled_from([None, [], [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]])
 
 
 def bodies(own: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
     """Mostly sensible bodies with some fields of any kind."""
     sensible = st.fixed_dictionaries({"model": st.just(MODEL), **own}, optional=LIKELY)
-    fields = [*LIKELY, *own, "model", "logprobs", "tools", "response_format", "odd"]
+    fields = [
+        *LIKELY,
+        *own,
+        "model",
+        "logprobs",
+        "tools",
+        "response_format",
+        "odd",
+        "structured_outputs",
+        "guided_json",
+        "tool_choice",
+    ]
     broken = st.dictionaries(st.sampled_from(fields), ANYTHING, max_size=2)
     return st.builds(lambda base, extra, use: base | (extra if use else {}), sensible, broken, st.booleans())
 
 
 CALLS = st.one_of(
     st.tuples(st.just("/v1/completions"), bodies({"prompt": PROMPTS, "logprobs": st.none() | st.integers(0, 5)})),
-    st.tuples(st.just("/v1/chat/completions"), bodies({"messages": MESSAGES, "logprobs": st.none() | st.booleans()})),
+    st.tuples(
+        st.just("/v1/chat/completions"),
+        bodies({"messages": MESSAGES, "logprobs": st.none() | st.booleans(), "tools": TOOLS}),
+    ),
     st.tuples(st.sampled_from(["/tokenize", "/detokenize"]), ANYTHING),
 )
 
@@ -89,7 +110,7 @@ def test_any_bodies_sent_at_once_are_answered_or_refused_and_never_break_the_ser
         replies = list(pool.map(lambda call: post(replica.url, call[0], json.dumps(call[1]).encode()), calls))
 
     for (_, body), (status, text) in zip(calls, replies, strict=True):
-        assert status in (200, 400, 404, 429), (status, text, body)
+        assert status in (200, 400, 404, 429, 504), (status, text, body)
         if status != 200:
             assert json.loads(text)["error"]["message"]
         elif text.startswith(b"data: "):
