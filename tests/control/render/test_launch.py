@@ -6,13 +6,20 @@ import dataclasses
 
 import pytest
 
-from windlass_contract.launch_spec import Device, LaunchSpec, Precision
+from windlass_contract.launch_spec import CacheReuse, Device, LaunchSpec, Precision
 from windlass_operator.render.launch import hash_launch
 
 BASE = LaunchSpec(
     "file:///m", "chat", namespace="team-a", service="chat", tenant="acme", device=Device.CUDA, precision=Precision.BF16
 )
-OTHER = {str: "other", int: 7, float: 7.5, Device: Device.CPU, Precision: Precision.FP32}
+OTHER = {
+    str: "other",
+    int: 7,
+    float: 7.5,
+    CacheReuse: CacheReuse.PREFIX,
+    Device: Device.CPU,
+    Precision: Precision.FP32,
+}
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(LaunchSpec)])
