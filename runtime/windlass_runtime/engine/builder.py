@@ -45,8 +45,9 @@ def build_plan(
     with path.open("wb") as file:
         sink = PlanSink(file)
         done = builder.build_serialized_network_to_stream(network, config, make_stream(bindings.module, sink))
-        if sink.failure is not None:
-            raise sink.failure
+        for failure in (config.progress_monitor.failure, sink.failure):
+            if failure is not None:
+                raise failure
     if not done or not sink.size:
         raise EngineError(f"TensorRT built no plan: {log.describe_errors()}")
     return BuiltPlan(sink.size, sink.sha256)

@@ -83,23 +83,35 @@ class ConfigWriter:
 
 
 def make_monitor(module: Any, report: Report) -> Any:
-    """TensorRT's progress monitor over a plain function. TensorRT calls it from threads of its own."""
+    """TensorRT's progress monitor over a plain function. TensorRT calls it from threads of its own.
+
+    Whatever `report` raises, be it a signal's exit, stops the build at its next step and is kept in `failure`: nothing
+    may be raised through TensorRT.
+    """
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             module.IProgressMonitor.__init__(self)
             self._steps: dict[str, int] = {}
+            self.failure: BaseException | None = None
 
         def phase_start(self, phase: str, _parent: str | None, steps: int) -> None:
             self._steps[phase] = steps
-            report(phase, 0, steps)
+            self._tell(phase, 0, steps)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            report(phase, step + 1, self._steps.get(phase, step + 1))
-            return True
+            self._tell(phase, step + 1, self._steps.get(phase, step + 1))
+            return self.failure is None
 
         def phase_finish(self, phase: str) -> None:
             steps = self._steps.pop(phase, 1)
-            report(phase, steps, steps)
+            self._tell(phase, steps, steps)
+
+        def _tell(self, phase: str, done: int, steps: int) -> None:
+            try:
+                if self.failure is None:
+                    report(phase, done, steps)
+            except BaseException as exc:  # handed on by the caller of the build
+                self.failure = exc
 
     return Monitor()

@@ -216,6 +216,18 @@ def test_progress_is_reported_by_phase(rtx: Bindings, tmp_path: Path) -> None:
     assert whole[-1][0] == whole[-1][1] > 0
 
 
+def test_a_build_stops_when_it_is_told_to_and_says_by_whom(rtx: Bindings, tmp_path: Path) -> None:
+    def report(*_: Any) -> None:
+        raise SystemExit(143)
+
+    folder = write_checkpoint(tmp_path / "m", **SIZES)
+    with (
+        open_graph(folder, "INT8", DType.FP16, SHAPE.capacity) as (graph, source),
+        pytest.raises(SystemExit, match="143"),
+    ):
+        build_plan(rtx, graph, source, ("sm_89",), SHAPE, tmp_path / "plan", report)
+
+
 def test_a_target_the_package_does_not_know_is_refused_with_the_way_out(rtx: Bindings) -> None:
     with pytest.raises(EngineMismatch, match=r"target sm_90: tensorrt-rtx .* builds for sm_75, .*; for other GPUs"):
         check_targets(rtx, ("sm_89", "sm_90"), None)
