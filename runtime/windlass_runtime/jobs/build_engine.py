@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 
 _LIBRARIES_BYTES: Final = 2**30
 """TensorRT, torch and Python: 950 MB with a network of four megabytes."""
-_MEMORY_PER_WEIGHT: Final = 4.5
-"""Bytes of memory per byte of weights, at most: arrays, TensorRT's copies, and the plan's serialisation."""
+_MEMORY_PER_WEIGHT: Final = 3.5
+"""Bytes of memory per byte of weights, at most: arrays and TensorRT's copies; 2.6 with 346 MB of weights."""
 _DISK_MARGIN_BYTES: Final = 64 * 2**20
 """Kernels in a plan, which do not depend on the size of the model."""
 DATA_FREE: Final = "data-free"
