@@ -241,8 +241,11 @@ class Scheduler:
     def _turn(self, tenant: Tenant, draft: Draft) -> tuple[float, ...]:
         """Order among tenants: the least served first, by whole steps; within one, who has most in the cache."""
         served = tenant.account.served
-        head = None if draft.open.get(tenant.name) else tenant.waiting.peek()
-        found = 0 if head is None or head.page_table else self._prefixes.found_pages(head)
+        if begun := draft.open.get(tenant.name):
+            found = begun[-1].cached_tokens // self._limits.page_tokens
+        else:
+            head = tenant.waiting.peek()
+            found = 0 if head is None or head.page_table else self._prefixes.found_pages(head)
         return served // self._limits.step_tokens, -found, served
 
     def _admit(self, tenant: Tenant, draft: Draft) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from windlass_runtime.backends.base import Batch, Row
 from windlass_runtime.kv.fingerprints import derive_scope
 from windlass_runtime.kv.pages import PagePool
+from windlass_runtime.scheduling.plan import StepPlan
 from windlass_runtime.scheduling.scheduler import Limits, Scheduler
 from windlass_runtime.scheduling.sequence import Sequence
 from windlass_runtime.testing import FakeBackend, continuation
@@ -178,3 +179,30 @@ def test_how_long_a_prompt_takes_tells_only_its_own_tenant_whether_it_was_comput
             times.append(-house.finish())
 
     assert low <= auc(sent, unsent) <= high
+
+
+def test_among_tenants_served_alike_the_one_with_most_in_the_cache_goes_first_and_pays_a_tenth_for_it() -> None:
+    scheduler = Scheduler(Limits(8, 4, 4, 64), PagePool(64), lambda tenant: tenant.encode().ljust(32))
+
+    def submit(tenant: str, name: str) -> None:
+        scheduler.submit(Sequence(name, list(range(1, 18)), 18, tenant=tenant))
+
+    def step() -> StepPlan:
+        plan = scheduler.plan_step()
+        scheduler.apply_tokens(plan, {row.sequence_id: 7 for row in plan.rows if row.samples})
+        scheduler.check()
+        return plan
+
+    submit("warm", "before")
+    while scheduler.has_work:
+        step()
+    submit("cold", "cold")
+    submit("warm", "warm")
+    warm, cold = (scheduler.roster.tenants[name].account for name in ("warm", "cold"))
+    before, warm.served = warm.total, cold.served
+
+    plan = step()
+
+    assert plan.rows[0].sequence_id == "warm"
+    assert (plan.rows[0].start, plan.rows[0].cached_tokens) == (16, 16)
+    assert warm.total - before == pytest.approx(16 * 0.1 + 1 + 2)
