@@ -137,6 +137,14 @@ class Launcher:
         return self._kernels[call.kernel]
 
 
+def from_tensor(tensor: Any) -> DeviceArray:
+    """A torch tensor as it lies in memory, not copied. Raises OpError unless it is contiguous."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if not tensor.is_contiguous():
+        raise OpError(f"device array: expected a contiguous tensor, found {list(tensor.shape)} {dtype} with gaps")
+    return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), dtype, tensor)
+
+
 def to_device(runtime: DeviceRuntime, arrays: Mapping[str, Array]) -> dict[str, DeviceArray]:
     """Copies of host arrays, by name."""
     copies = {}

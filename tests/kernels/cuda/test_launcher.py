@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from windlass_kernels.cuda import cuda_core, products, samples
-from windlass_kernels.cuda.device import DeviceArray, DeviceError, Launcher, to_device
+from windlass_kernels.cuda.device import DeviceArray, DeviceError, Launcher, from_tensor, to_device
 from windlass_kernels.cuda.emulate import EmulatedRuntime
 from windlass_kernels.cuda.schema import OpError, find_differences
 
@@ -90,6 +90,23 @@ def test_captured_work_runs_when_it_is_replayed(launcher: Launcher) -> None:
     replay()
 
     assert launcher.runtime.read(target).any()
+
+
+def test_tensors_of_torch_are_launched_on_where_they_lie(launcher: Launcher) -> None:
+    sample = samples.gemv(samples.Maker(1), 2, 16, 64)
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in sample.inputs.items()}
+    result = torch.zeros(2, 16, dtype=torch.float16)
+
+    launcher.run(
+        sample.op, {name: from_tensor(tensor) for name, tensor in tensors.items()}, None, {"y": from_tensor(result)}
+    )
+
+    assert find_differences(sample.op, [result.numpy()], sample.op.reference(**sample.inputs)) == []
+
+
+def test_a_tensor_with_gaps_is_refused() -> None:
+    with pytest.raises(OpError, match=re.escape("expected a contiguous tensor, found [3, 2] float32 with gaps")):
+        from_tensor(torch.zeros(2, 3).T)
 
 
 def test_arrays_know_their_bytes() -> None:
