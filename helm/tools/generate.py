@@ -245,12 +245,12 @@ Who may do what after `helm install windlass helm/windlass --namespace {NAMESPAC
 Rules and reasons stand in `helm/windlass/templates/_rules.tpl` and `user-roles.yaml`.
 
 The operator holds no right on Secrets but one, the gateway's routing table, where that is on; no wildcard, no
-`escalate`, `bind` or `impersonate`. Its code writes no pods, and of anybody's InferenceService, Tenant or GPUClass
-only the status. It deletes no namespace and no PriorityClass.
+`escalate`, `bind` or `impersonate`. Its code writes no pods, and of anybody's InferenceService,
+BatchInference, Tenant or GPUClass only the status. It deletes no namespace and no PriorityClass.
 
 What it holds is still much. Whoever takes over its account can run pods in the namespaces it serves, through
-Deployments, and a pod can mount any Secret of its namespace; `watchNamespaces` draws the line there. Whoever may write
-Tenants decides who works in which namespace, and so belongs to the platform team.
+Deployments and Jobs, and a pod can mount any Secret of its namespace; `watchNamespaces` draws the line there. Whoever
+may write Tenants decides who works in which namespace, and so belongs to the platform team.
 """
 _REACH_NOTE: Final = """With `watchNamespaces` the rules marked `namespaces` become a Role in each of these namespaces,
 and namespaces can be written under these names only.

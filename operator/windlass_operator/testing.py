@@ -12,14 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from windlass_operator.api.v1alpha1.batch_inference import BatchInference
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.cluster.protocol import Applied, Manifest
 from windlass_operator.domain import labels
-from windlass_operator.domain.snapshot import Key, Node, Snapshot, Workload
+from windlass_operator.domain.batch_workers import batch_key
+from windlass_operator.domain.snapshot import BatchRun, Key, Node, Snapshot, Workload
 
-T = TypeVar("T", InferenceService, Tenant, GPUClass)
+T = TypeVar("T", InferenceService, Tenant, GPUClass, BatchInference)
 ObjectId = tuple[str, str, str]
 """Kind, namespace, name."""
 
@@ -33,6 +35,9 @@ class InMemoryCluster:
     gpu_classes: dict[str, GPUClass] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     workloads: dict[Key, Workload] = field(default_factory=dict)
+    batches: dict[Key, BatchInference] = field(default_factory=dict)
+    runs: dict[Key, BatchRun] = field(default_factory=dict)
+    """What the Jobs of batches tell."""
     children: dict[ObjectId, tuple[Key, Manifest]] = field(default_factory=dict)
     """What was applied, with its owner."""
     statuses: dict[Key, Manifest] = field(default_factory=dict)
@@ -43,11 +48,13 @@ class InMemoryCluster:
     failures: deque[Exception] = field(default_factory=deque)
     """Raised one by one by the next writes, before they do anything."""
 
-    def put(self, *objects: InferenceService | Tenant | GPUClass | Node) -> None:
+    def put(self, *objects: InferenceService | Tenant | GPUClass | BatchInference | Node) -> None:
         """Create or replace objects."""
         for item in objects:
             if isinstance(item, InferenceService):
                 self.services[service_key(item)] = item
+            elif isinstance(item, BatchInference):
+                self.batches[batch_key(item)] = item
             elif isinstance(item, Tenant):
                 self.tenants[item.metadata.name] = item
             elif isinstance(item, GPUClass):
@@ -58,6 +65,8 @@ class InMemoryCluster:
     def delete(self, key: Key) -> None:
         """Delete one of our objects and, as the garbage collector does, the children it owns."""
         self.services.pop(key, None)
+        self.batches.pop(key, None)
+        self.runs.pop(key, None)
         self.workloads.pop(key, None)
         self.statuses.pop(key, None)
         if key.kind == "Tenant":
@@ -75,7 +84,13 @@ class InMemoryCluster:
     async def observe(self, key: Key) -> Snapshot:  # noqa: ARG002  (signature of the protocol)
         """See Cluster.observe."""
         return Snapshot(
-            dict(self.services), dict(self.tenants), dict(self.gpu_classes), dict(self.nodes), dict(self.workloads)
+            dict(self.services),
+            dict(self.tenants),
+            dict(self.gpu_classes),
+            dict(self.nodes),
+            dict(self.workloads),
+            batches=dict(self.batches),
+            runs=dict(self.runs),
         )
 
     async def apply(self, owner: Key, children: Sequence[Manifest]) -> Applied:
@@ -109,6 +124,8 @@ class InMemoryCluster:
     def _exists(self, owner: Key) -> bool:
         if owner.kind == "InferenceService":
             return owner in self.services
+        if owner.kind == "BatchInference":
+            return owner in self.batches
         return owner.name in (self.tenants if owner.kind == "Tenant" else self.gpu_classes)
 
     def _write(self, line: str) -> None:
@@ -128,6 +145,8 @@ class InMemoryCluster:
         update: dict[str, Any] = {"status": status}
         if owner.kind == "InferenceService":
             self.services[owner] = _with_status(self.services[owner], update)
+        elif owner.kind == "BatchInference":
+            self.batches[owner] = _with_status(self.batches[owner], update)
         elif owner.kind == "Tenant":
             self.tenants[owner.name] = _with_status(self.tenants[owner.name], update)
         else:

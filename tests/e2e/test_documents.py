@@ -24,6 +24,7 @@ from support.kube_client import KubeClient, eventually
 from support.operator_process import OperatorProcess, running_operator
 from support.tokens import request_token
 from support.tools import Toolset
+from windlass_operator.api.kinds import KINDS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.own_plane, pytest.mark.timeout(600)]
 
@@ -145,4 +146,4 @@ def test_a_reader_installs_and_upgrades_with_kubectl_alone(admin: KubeClient, re
     reader.follow(UPGRADE, "Without Helm")
 
     eventually(lambda: admin.get("apps/v1", "Deployment", "windlass-operator", SYSTEM), bool)
-    assert len(admin.list("apiextensions.k8s.io/v1", "CustomResourceDefinition")) == 3
+    assert len(admin.list("apiextensions.k8s.io/v1", "CustomResourceDefinition")) == len(KINDS)

@@ -32,7 +32,12 @@ VALUES = sorted((ROOT / "tests/control/chart/values").glob("*.yaml"))
 SYSTEM = "windlass-system"
 ABSENT_GROUPS = ("monitoring.coreos.com",)
 """API groups of other projects that this control plane does not serve."""
-CRDS = ("gpuclasses.windlass.dev", "inferenceservices.windlass.dev", "tenants.windlass.dev")
+CRDS = (
+    "batchinferences.windlass.dev",
+    "gpuclasses.windlass.dev",
+    "inferenceservices.windlass.dev",
+    "tenants.windlass.dev",
+)
 TIERS = ("windlass-realtime", "windlass-standard", "windlass-batch")
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:windlass-operator"
 Run = Callable[..., str]

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from windlass_operator.api.v1alpha1.batch_inference import BatchInference
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
-from windlass_operator.domain.snapshot import Key, Node, Snapshot, Workload
+from windlass_operator.domain.batch_workers import batch_key
+from windlass_operator.domain.snapshot import BatchRun, Key, Node, Snapshot, Workload
 
 GPU_RESOURCE = "nvidia.com/gpu"
 GPU_LABEL = "nvidia.com/gpu.product"
@@ -40,6 +42,31 @@ def build_service(
             "spec": body,
         }
     )
+
+
+def build_batch(
+    name: str = "nightly",
+    namespace: str = "team-a",
+    *,
+    created: str = "2026-01-01T00:00:00Z",
+    generation: int = 1,
+    classes: Sequence[str] = (),
+    status: Mapping[str, Any] | None = None,
+    **spec: Any,
+) -> BatchInference:
+    """A BatchInference of 4 shards on 2 workers; with `classes`, on GPUs. `spec` keys are camelCase, as in YAML."""
+    body: dict[str, Any] = {
+        "model": {"uri": "pvc://models/chat"},
+        "input": "pvc://batches/in/requests.jsonl",
+        "results": "pvc://batches/out",
+        "shards": 4,
+        "parallelism": 2,
+        **spec,
+    }
+    if classes:
+        body["accelerator"] = {"classes": list(classes)}
+    metadata = {"name": name, "namespace": namespace, "creationTimestamp": created, "generation": generation}
+    return BatchInference.model_validate({"metadata": metadata, "spec": body, "status": dict(status or {})})
 
 
 def build_canary(name: str = "next", percent: int = 10, **fields: Any) -> dict[str, Any]:
@@ -106,9 +133,11 @@ def build_workload(ready: int = 1, *, gpu_class: str = "", **fields: Any) -> Wor
 
 
 def build_snapshot(
-    *objects: InferenceService | Tenant | GPUClass,
+    *objects: InferenceService | Tenant | GPUClass | BatchInference,
     nodes: Sequence[Node] | None = (),
     workloads: Mapping[str, Workload] | None = None,
+    batch_workloads: Mapping[str, Workload] | None = None,
+    runs: Mapping[str, BatchRun] | None = None,
 ) -> Snapshot:
     """A world of these objects. `workloads` maps `namespace/name` to what runs; `nodes=None` leaves nodes unknown."""
     return Snapshot(
@@ -116,7 +145,12 @@ def build_snapshot(
         tenants={item.metadata.name: item for item in objects if isinstance(item, Tenant)},
         gpu_classes={item.metadata.name: item for item in objects if isinstance(item, GPUClass)},
         nodes=None if nodes is None else {node.name: node for node in nodes},
-        workloads={Key("InferenceService", *name.split("/")): workload for name, workload in (workloads or {}).items()},
+        workloads={
+            **{Key("InferenceService", *name.split("/")): runs for name, runs in (workloads or {}).items()},
+            **{Key("BatchInference", *name.split("/")): runs for name, runs in (batch_workloads or {}).items()},
+        },
+        batches={batch_key(item): item for item in objects if isinstance(item, BatchInference)},
+        runs={Key("BatchInference", *name.split("/")): run for name, run in (runs or {}).items()},
     )
 
 

@@ -12,7 +12,7 @@ from itertools import combinations, product
 from typing import Any
 
 from windlass_operator.api import meta
-from windlass_operator.api.v1alpha1 import canary, gpu_class, inference_service, power, scaling, tenant
+from windlass_operator.api.v1alpha1 import batch_inference, canary, gpu_class, inference_service, power, scaling, tenant
 
 Manifest = dict[str, Any]
 
@@ -39,6 +39,12 @@ def service(fields: Mapping[str, Any] | None = None, name: str = "chat") -> Mani
     return _manifest("InferenceService", name, base, fields or {}) | {
         "metadata": {"name": name, "namespace": "default"}
     }
+
+
+def batch_of(fields: Mapping[str, Any] | None = None, name: str = "nightly") -> Manifest:
+    """A BatchInference with dotted fields of its spec set."""
+    base = {"model": {"uri": "hf://org/name"}, "input": "pvc://data/in.jsonl", "results": "pvc://data/out"}
+    return _manifest("BatchInference", name, base, fields or {}) | {"metadata": {"name": name, "namespace": "default"}}
 
 
 def tenant_of(fields: Mapping[str, Any] | None = None, name: str = "acme") -> Manifest:
@@ -743,7 +749,30 @@ _GPU_CLASS_CASES = (
     ),
 )
 
-RULE_CASES: tuple[RuleCase, ...] = (*_SERVICE_CASES, *_CANARY_CASES, *_TENANT_CASES, *_GPU_CLASS_CASES)
+_BATCH_CASES = (
+    RuleCase(
+        "path of a claim",
+        batch_inference.PATH_STAYS_INSIDE,
+        "spec.input",
+        tuple(batch_of({"input": uri}) for uri in ("pvc://a.b/c/d.jsonl", "pvc://a/..b", "pvc://a/.b/c..")),
+        tuple(batch_of({"input": uri}) for uri in ("pvc://a/../b", "pvc://a/b/..", "pvc://a/./b")),
+    ),
+    RuleCase(
+        "workers and shards",
+        batch_inference.WORKERS_HAVE_SHARDS,
+        "spec.parallelism",
+        (batch_of(), batch_of({"shards": 4, "parallelism": 4})),
+        (batch_of({"parallelism": 2}), batch_of({"shards": 4, "parallelism": 5})),
+    ),
+    RuleCase("files of a batch stay", batch_inference.FILES_STAY, "spec", (batch_of(),), ()),
+)
+RULE_CASES: tuple[RuleCase, ...] = (
+    *_SERVICE_CASES,
+    *_CANARY_CASES,
+    *_TENANT_CASES,
+    *_GPU_CLASS_CASES,
+    *_BATCH_CASES,
+)
 
 _TWICE = [{"type": "QueueDepth", "target": 1}, {"type": "QueueDepth", "target": 2}]
 UNIQUENESS_CASES: tuple[RuleCase, ...] = (

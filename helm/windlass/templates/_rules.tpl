@@ -7,15 +7,19 @@ narrowed to the operator's own objects, because RBAC knows no label selectors.
 {{- define "windlass.namespacedRules" -}}
 # Read what users want.
 - apiGroups: [windlass.dev]
-  resources: [inferenceservices]
+  resources: [inferenceservices, batchinferences]
   verbs: [get, list, watch]
 # Report what became of it. Their spec, labels and annotations are never written.
 - apiGroups: [windlass.dev]
-  resources: [inferenceservices/status]
+  resources: [inferenceservices/status, batchinferences/status]
   verbs: [patch]
 # Run replicas.
 - apiGroups: [apps]
   resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+# Run the workers of batches.
+- apiGroups: [batch]
+  resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
 # Tell old replicas from new ones during a rollout, and quota refusals from a slow start.
 - apiGroups: [apps]
@@ -147,9 +151,9 @@ narrowed to the operator's own objects, because RBAC knows no label selectors.
 
 {{/* What Tenants grant to their members, render/tenant.py. The operator uses none of it. */}}
 {{- define "windlass.grantedRules" -}}
-# Members read their services.
+# Members read their services and batches.
 - apiGroups: [windlass.dev]
-  resources: [inferenceservices, inferenceservices/status]
+  resources: [inferenceservices, inferenceservices/status, batchinferences, batchinferences/status]
   verbs: [get, list, watch]
 # Members see what became of their services.
 - apiGroups: [""]
@@ -163,13 +167,17 @@ narrowed to the operator's own objects, because RBAC knows no label selectors.
 - apiGroups: [apps]
   resources: [deployments, replicasets]
   verbs: [get, list, watch]
+# Members see what became of their batches.
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch]
 # Members see what became of their services.
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
   verbs: [get, list, watch]
-# Editors write their services.
+# Editors write their services and batches.
 - apiGroups: [windlass.dev]
-  resources: [inferenceservices]
+  resources: [inferenceservices, batchinferences]
   verbs: [create, update, patch, delete]
 # Editors scale their services.
 - apiGroups: [windlass.dev]

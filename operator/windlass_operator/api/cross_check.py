@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from windlass_operator.api.check import did_you_mean, show
 from windlass_operator.api.loaded import Loaded
+from windlass_operator.api.v1alpha1.batch_inference import BatchInference
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.errors import Problem
@@ -24,7 +25,9 @@ def cross_check(loaded: Loaded) -> Loaded:
     )
 
 
-def _problem(loaded: Loaded, item: InferenceService | Tenant, path: str, found: str, expected: str) -> Problem:
+def _problem(
+    loaded: Loaded, item: InferenceService | BatchInference | Tenant, path: str, found: str, expected: str
+) -> Problem:
     source, metadata = loaded.source_of(item), item.metadata
     name = f"{metadata.namespace}/{metadata.name}" if metadata.namespace else metadata.name
     return Problem(path, found, expected, source.file, source.line_of(path), f"{type(item).__name__} {name}")
@@ -55,7 +58,7 @@ def _unknown_classes(loaded: Loaded) -> Iterator[Problem]:
     if not known or _some_are_broken(loaded, "GPUClass"):
         return
     expected = "a GPUClass of these files, " + ", ".join(known)
-    for service in loaded.services:
+    for service in loaded.tenants_work:
         for path, name in _named_classes(service):
             if name not in known:
                 yield _problem(loaded, service, path, show(name) + did_you_mean(name, known), expected)
@@ -66,12 +69,11 @@ def _unknown_classes(loaded: Loaded) -> Iterator[Problem]:
                 yield _problem(loaded, tenant, path, show(quota.name) + did_you_mean(quota.name, known), expected)
 
 
-def _named_classes(service: InferenceService) -> Iterator[tuple[str, str]]:
-    """Path and name of every GPUClass that a service and its canaries list."""
+def _named_classes(service: InferenceService | BatchInference) -> Iterator[tuple[str, str]]:
+    """Path and name of every GPUClass that a service with its canaries, or a batch, lists."""
     asked = [("spec.accelerator", service.spec.accelerator)]
-    asked += [
-        (f"spec.canaries[{index}].accelerator", item.accelerator) for index, item in enumerate(service.spec.canaries)
-    ]
+    canaries = service.spec.canaries if isinstance(service, InferenceService) else ()
+    asked += [(f"spec.canaries[{index}].accelerator", item.accelerator) for index, item in enumerate(canaries)]
     for path, accelerator in asked:
         for index, name in enumerate((accelerator and accelerator.classes) or ()):
             yield f"{path}.classes[{index}]", name
@@ -79,7 +81,7 @@ def _named_classes(service: InferenceService) -> Iterator[tuple[str, str]]:
 
 def _services_against_tenants(loaded: Loaded) -> Iterator[Problem]:
     owners = {namespace: tenant for tenant in loaded.tenants for namespace in tenant.spec.namespaces}
-    for service in loaded.services if owners and not _some_are_broken(loaded, "Tenant") else ():
+    for service in loaded.tenants_work if owners and not _some_are_broken(loaded, "Tenant") else ():
         tenant = owners.get(service.metadata.namespace)
         if tenant is None:
             yield _problem(

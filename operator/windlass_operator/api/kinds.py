@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from windlass_operator.api.meta import ApiModel
+from windlass_operator.api.v1alpha1.batch_inference import BatchInference
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
@@ -116,5 +117,29 @@ GPU_CLASS: Final = Kind(
     ),
 )
 
-KINDS: Final[tuple[Kind, ...]] = (INFERENCE_SERVICE, TENANT, GPU_CLASS)
+BATCH_INFERENCE: Final = Kind(
+    name="BatchInference",
+    plural="batchinferences",
+    model=BatchInference,
+    short_names=("infbatch",),
+    namespaced=True,
+    example="batch/nightly.yaml",
+    columns=(
+        READY,
+        REASON,
+        Column("Phase", ".status.phase", "How far it is."),
+        Column("Done", ".status.shardsDone", "Shards whose worker succeeded.", type="integer"),
+        Column("Shards", ".spec.shards", "Parts of the batch.", type="integer"),
+        Column("Workers", ".status.workers", "Pods that have not ended.", type="integer"),
+        Column("GPU", ".status.acceleratorClass", "GPUClass in use; empty on CPUs."),
+        AGE,
+        Column("Failed", ".status.shardsFailed", "Shards that failed for good.", type="integer", wide=True),
+        Column("Tier", ".spec.tier", "How urgent it is.", wide=True),
+        Column("Tenant", ".status.tenant", "Who owns the namespace.", wide=True),
+        Column("Job", ".status.job", "The Job that runs it.", wide=True),
+        Column("Model", ".spec.model.uri", "Where the checkpoint lies.", wide=True),
+    ),
+)
+
+KINDS: Final[tuple[Kind, ...]] = (INFERENCE_SERVICE, TENANT, GPU_CLASS, BATCH_INFERENCE)
 KIND_BY_NAME: Final = {kind.name: kind for kind in KINDS}

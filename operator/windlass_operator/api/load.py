@@ -22,6 +22,7 @@ from windlass_operator.api.kinds import KIND_BY_NAME, Kind
 from windlass_operator.api.loaded import STDIN_NAME, Identity, Loaded, Source, identity_of
 from windlass_operator.api.meta import API_VERSION, GROUP, VERSION, ApiModel
 from windlass_operator.api.metadata import document_schema
+from windlass_operator.api.v1alpha1.batch_inference import BatchInference
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
@@ -59,6 +60,7 @@ class _Reading:
             services=tuple(item for item in kept if isinstance(item, InferenceService)),
             tenants=tuple(item for item in kept if isinstance(item, Tenant)),
             gpu_classes=tuple(item for item in kept if isinstance(item, GPUClass)),
+            batches=tuple(item for item in kept if isinstance(item, BatchInference)),
             foreign=tuple(self.foreign),
             problems=tuple(self.problems),
             sources=self.sources,

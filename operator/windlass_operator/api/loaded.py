@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from windlass_operator.api.v1alpha1.batch_inference import BatchInference
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
@@ -47,6 +48,7 @@ class Loaded:
     services: tuple[InferenceService, ...] = ()
     tenants: tuple[Tenant, ...] = ()
     gpu_classes: tuple[GPUClass, ...] = ()
+    batches: tuple[BatchInference, ...] = ()
     foreign: tuple[dict[str, Any], ...] = ()
     """Documents of kinds that are not ours, as they are."""
     problems: tuple[Problem, ...] = ()
@@ -55,11 +57,16 @@ class Loaded:
     """What is allowed but will not work with the other objects of these files."""
     sources: Mapping[Identity, Source] = field(default_factory=dict)
 
-    def source_of(self, item: InferenceService | Tenant | GPUClass) -> Source:
+    @property
+    def tenants_work(self) -> tuple[InferenceService | BatchInference, ...]:
+        """What tenant teams write: services, then batches."""
+        return (*self.services, *self.batches)
+
+    def source_of(self, item: InferenceService | Tenant | GPUClass | BatchInference) -> Source:
         """Where the object was written."""
         return self.sources[identity_of(item)]
 
 
-def identity_of(item: InferenceService | Tenant | GPUClass) -> Identity:
+def identity_of(item: InferenceService | Tenant | GPUClass | BatchInference) -> Identity:
     """Tell objects apart as the API server does."""
     return type(item).__name__, item.metadata.namespace, item.metadata.name

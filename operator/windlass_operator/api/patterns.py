@@ -17,6 +17,7 @@ LABEL_KEY: Final = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_
 LABEL_VALUE: Final = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 CONDITION_STATUS: Final = r"^(True|False|Unknown)$"
 MODEL_URI: Final = r"^(hf|pvc|oci|file)://[^\s]+$"
+CLAIM_PATH: Final = r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^/\s]+)+$"
 SERVED_NAME: Final = r"^[A-Za-z0-9._:/-]*$"
 ENV_NAME: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 COMPUTE_CAPABILITY: Final = r"^[0-9]{1,2}\.[0-9]$"
@@ -38,6 +39,7 @@ WORDS: Final = {
     LABEL_VALUE: "a label value: letters, digits, '-', '_' and '.', beginning and ending with a letter or digit",
     CONDITION_STATUS: "True, False or Unknown",
     MODEL_URI: "hf://, pvc://, oci:// or file:// and no white space",
+    CLAIM_PATH: "pvc://claim/path without white space",
     SERVED_NAME: "letters, digits, '.', '_', ':', '/' and '-'",
     ENV_NAME: "letters, digits and '_', not beginning with a digit",
     COMPUTE_CAPABILITY: 'a compute capability such as "9.0"',

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from windlass_operator.domain.batch_plan import BatchPlan
+from windlass_operator.domain.decision import Decision
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.plan import ServicePlan
+from windlass_operator.domain.snapshot import Key
 from windlass_operator.domain.suggestion import BY_PLATFORM, Suggestion
+from windlass_operator.render.batch import render_batch
+from windlass_operator.render.manifest import Manifest
 from windlass_operator.render.workload import render_service
 
 
 def explain_plan(plan: ServicePlan, settings: FleetSettings) -> dict[str, Any]:
     """Everything there is to say about one service, as data."""
+    return _explain(plan.key, plan, plan.decisions, render_service(plan, settings))
+
+
+def explain_batch(plan: BatchPlan, settings: FleetSettings) -> dict[str, Any]:
+    """The same about one batch."""
+    return _explain(plan.key, plan.workers, plan.decisions, render_batch(plan, settings))
+
+
+def _explain(
+    key: Key, plan: ServicePlan, decisions: Iterable[Decision], children: Iterable[Manifest]
+) -> dict[str, Any]:
     explanation: dict[str, Any] = {
-        "namespace": plan.key.namespace,
-        "name": plan.key.name,
+        "namespace": key.namespace,
+        "name": key.name,
         "runs": plan.runnable,
-        "decisions": [decision.model_dump() for decision in plan.decisions],
-        "creates": [
-            {"kind": child["kind"], "name": child["metadata"]["name"]} for child in render_service(plan, settings)
-        ],
+        "decisions": [decision.model_dump() for decision in decisions],
+        "creates": [{"kind": child["kind"], "name": child["metadata"]["name"]} for child in children],
     }
     if plan.refusal is not None:
         explanation["refusal"] = {
@@ -57,9 +72,9 @@ def explain_suggestion(suggestion: Suggestion) -> dict[str, Any]:
     return explained
 
 
-def tell(explanation: dict[str, Any]) -> str:
+def tell(explanation: dict[str, Any], kind: str = "InferenceService") -> str:
     """The same in lines for a terminal."""
-    lines = [f"InferenceService {explanation['namespace']}/{explanation['name']}"]
+    lines = [f"{kind} {explanation['namespace']}/{explanation['name']}"]
     lines += [
         f"  {one['type']} {one['status']} ({one['reason']}): {one['message']}"
         for one in explanation.get("conditions", ())

@@ -8,7 +8,7 @@ from windlass_operator.cluster.kubernetes_reader import Picture
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.settings import parse_settings
 
-PLANNED_FROM: Final = ("Tenant", "GPUClass", "InferenceService")
+PLANNED_FROM: Final = ("Tenant", "GPUClass", "InferenceService", "BatchInference")
 """Kinds without which a plan would be a guess."""
 
 

@@ -18,6 +18,7 @@ from windlass_operator import errors
 from windlass_operator.api.load import load_documents
 from windlass_operator.api.loaded import Loaded
 from windlass_operator.api.meta import API_VERSION
+from windlass_operator.api.v1alpha1.batch_inference import BatchInference
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
@@ -27,7 +28,7 @@ from windlass_operator.cli.plan_changes import LAST_APPLIED, without_removed
 from windlass_operator.cli.plan_outline import Intent, is_change, is_refused, outline
 from windlass_operator.cluster.kubernetes_access import AccessLoader, access_loader
 from windlass_operator.cluster.kubernetes_client import Forbidden, KubernetesClient, NotFound
-from windlass_operator.cluster.kubernetes_kinds import Ref
+from windlass_operator.cluster.kubernetes_kinds import KINDS, Ref
 from windlass_operator.cluster.kubernetes_reader import dry_run, read_picture
 from windlass_operator.cluster.protocol import Manifest
 from windlass_operator.errors import InvalidInput
@@ -92,14 +93,19 @@ async def _plan(
 
 
 def _manifests(loaded: Loaded, namespace: str) -> list[Manifest]:
-    """The objects as their author wrote them: classes first, then tenants, then services."""
-    items: tuple[GPUClass | Tenant | InferenceService, ...] = (*loaded.gpu_classes, *loaded.tenants, *loaded.services)
+    """The objects as their author wrote them: classes first, then tenants, services and batches."""
+    items: tuple[GPUClass | Tenant | InferenceService | BatchInference, ...] = (
+        *loaded.gpu_classes,
+        *loaded.tenants,
+        *loaded.services,
+        *loaded.batches,
+    )
     manifests = []
     for item in items:
         body = item.model_dump(mode="json", by_alias=True, exclude_unset=True)
         metadata = {key: body["metadata"][key] for key in ("name", "labels", "annotations") if key in body["metadata"]}
         kind = type(item).__name__
-        if kind == "InferenceService":
+        if KINDS[kind].namespaced:
             metadata["namespace"] = item.metadata.namespace or namespace
         manifests.append({"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": body["spec"]})
     return manifests

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from windlass_operator.api.v1alpha1.batch_inference import BatchInference
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
@@ -20,6 +21,7 @@ from windlass_operator.cluster.kubernetes_kinds import ref_of
 from windlass_operator.cluster.kubernetes_reader import Picture
 from windlass_operator.cluster.protocol import Manifest
 from windlass_operator.domain import labels
+from windlass_operator.domain.batch_plan import plan_batch
 from windlass_operator.domain.decision import Refusal
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.fleet_view import FleetView
@@ -81,6 +83,8 @@ def outline(
     for intent, one in zip(intents, told["objects"], strict=True):
         if intent.after is not None and intent.kind == "InferenceService":
             one.update(_outline_service(intent, two, picture, settings))
+        elif intent.after is not None and intent.kind == "BatchInference":
+            one.update(_outline_batch(intent, two))
         elif intent.after is not None and intent.kind == "Tenant":
             one.update(_outline_tenant(intent, two, picture, settings))
     concerned = {intent.key for intent in intents}
@@ -128,16 +132,19 @@ def _plan_all(view: FleetView) -> dict[Key, ServicePlan]:
 
 def _put(snapshot: Snapshot, intents: Iterable[Intent]) -> Snapshot:
     services, tenants, classes = dict(snapshot.services), dict(snapshot.tenants), dict(snapshot.gpu_classes)
+    batches = dict(snapshot.batches)
     for intent in intents:
         if intent.after is None:
             continue
         if intent.kind == "InferenceService":
             services[intent.key] = InferenceService.model_validate(intent.after)
+        elif intent.kind == "BatchInference":
+            batches[intent.key] = BatchInference.model_validate(intent.after)
         elif intent.kind == "Tenant":
             tenants[intent.name] = Tenant.model_validate(intent.after)
         else:
             classes[intent.name] = GPUClass.model_validate(intent.after)
-    return replace(snapshot, services=services, tenants=tenants, gpu_classes=classes)
+    return replace(snapshot, services=services, tenants=tenants, gpu_classes=classes, batches=batches)
 
 
 def _outline_service(intent: Intent, two: Two, picture: Picture, settings: FleetSettings) -> dict[str, Any]:
@@ -151,6 +158,17 @@ def _outline_service(intent: Intent, two: Two, picture: Picture, settings: Fleet
         then = render_service(earlier, settings) if earlier is not None and earlier.action is Action.APPLY else ()
         told["children"] = _outline_children(intent, render_service(plan, settings), then, picture)
     told["warnings"] = _warn(plan, told, two)
+    return told
+
+
+def _outline_batch(intent: Intent, two: Two) -> dict[str, Any]:
+    plan = plan_batch(two.view.snapshot.batches[intent.key], two.view)
+    told: dict[str, Any] = {
+        "runs": plan.workers.runnable,
+        "decisions": [one.model_dump() for one in plan.decisions],
+    }
+    if plan.workers.refusal is not None and not plan.over:
+        told["refusal"] = _refusal(plan.workers.refusal)
     return told
 
 

@@ -12,10 +12,12 @@ import click
 
 from windlass_operator.api.load import load_documents
 from windlass_operator.api.loaded import Loaded
+from windlass_operator.domain.batch_plan import plan_batches
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.plan import plan_services, plan_tenant
 from windlass_operator.domain.snapshot import snapshot_of
 from windlass_operator.errors import InvalidInput
+from windlass_operator.render.batch import render_batch
 from windlass_operator.render.fleet import render_fleet
 from windlass_operator.render.manifest import Manifest
 from windlass_operator.render.output import to_json, to_yaml
@@ -43,20 +45,23 @@ def load_sound(files: tuple[str, ...]) -> Loaded:
 
 
 def render_loaded(loaded: Loaded, settings: FleetSettings) -> Rendering:
-    """Plan and render every object: what the fleet needs, then tenants, then services."""
-    snapshot = snapshot_of(loaded.services, loaded.tenants, loaded.gpu_classes)
+    """Plan and render every object: what the fleet needs, then tenants, services and batches."""
+    snapshot = snapshot_of(loaded.services, loaded.tenants, loaded.gpu_classes, batches=loaded.batches)
     tenants = [
         plan_tenant(tenant, snapshot, settings)
         for tenant in sorted(loaded.tenants, key=lambda item: item.metadata.name)
     ]
     services = plan_services(snapshot, settings)
+    batches = plan_batches(snapshot, settings)
     manifests = [
         *render_fleet(settings),
         *(manifest for plan in tenants for manifest in render_tenant(plan, settings)),
         *(manifest for plan in services for manifest in render_service(plan, settings)),
+        *(manifest for batch in batches for manifest in render_batch(batch, settings)),
     ]
     complaints = [f"{plan.key}: {problem}" for plan in tenants for problem in plan.problems]
     complaints += [f"{plan.key}: {plan.refusal}" for plan in services if plan.refusal is not None]
+    complaints += [f"{one.key}: {one.workers.refusal}" for one in batches if one.workers.refusal is not None]
     return Rendering(tuple(manifests), tuple(complaints))
 
 

@@ -149,6 +149,9 @@ class Session:
         for owner in fresh:
             shown = self._keys.keys[owner] if self._options.show_keys else f"see {self._keys.path}"
             self._view.tell("key", f"key of {owner} for this run: {shown}", owner=owner, keyFile=str(self._keys.path))
+        for batch in loaded.batches:
+            name = f"BatchInference {batch.metadata.namespace or 'default'}/{batch.metadata.name}"
+            self._view.tell("warning", f"warning: {name} needs a cluster; here, run windlass-runtime batch")
         for warning in loaded.warnings:
             self._view.tell("warning", f"warning: {warning}")
 

@@ -35,6 +35,7 @@ def summarise(loaded: Loaded) -> str:
             (len(loaded.services), "InferenceService"),
             (len(loaded.tenants), "Tenant"),
             (len(loaded.gpu_classes), "GPUClass"),
+            (len(loaded.batches), "BatchInference"),
             (len(loaded.foreign), "document of other kinds"),
         )
         if number
@@ -59,6 +60,7 @@ def _record(loaded: Loaded) -> dict[str, object]:
         "services": len(loaded.services),
         "tenants": len(loaded.tenants),
         "gpuClasses": len(loaded.gpu_classes),
+        "batches": len(loaded.batches),
         "foreign": len(loaded.foreign),
         "errors": [problem_record(problem) for problem in loaded.problems],
         "warnings": [problem_record(problem) for problem in loaded.warnings],

@@ -64,8 +64,9 @@ log = logging.getLogger(__name__)
 
 PRUNED_KINDS: Final = frozenset(kind.kind for kind in CHILDREN + OPTIONAL)
 WATCHED_KINDS: Final = frozenset(kind.kind for kind in CHILDREN)
-PRUNED_FIRST: Final = frozenset({"HorizontalPodAutoscaler", "ScaledObject"})
-"""Deleted before anything is applied: a running autoscaler would fight the replica count we are about to claim."""
+PRUNED_FIRST: Final = frozenset({"HorizontalPodAutoscaler", "ScaledObject", "Job"})
+"""Deleted before anything is applied: a running autoscaler would fight the replica count we are about to claim, and an
+earlier Job's workers hold what the next one's need."""
 QUEUED_UID: Final = "kueue.x-k8s.io/job-uid"
 """Label of a Workload of Kueue: uid of the pod that it stands for."""
 OF_EACH_REVISION: Final = frozenset({"InferencePool"})

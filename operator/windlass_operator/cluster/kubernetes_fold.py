@@ -30,7 +30,7 @@ AMBIGUOUS: Final = "AmbiguousSelector"
 _TAKING: Final = re.compile(rf"(\d{{1,12}}):(\d{{1,6}}):(\d{{1,6}}):({'|'.join(TakingCause)})")
 SHRINKS_SOON: Final = "ScaleDownStabilized"
 """Reason of an autoscaler that would shrink, were it not for a higher recommendation of late."""
-OWN_KINDS: Final = frozenset({"InferenceService", "Tenant", "GPUClass"})
+OWN_KINDS: Final = frozenset({"InferenceService", "Tenant", "GPUClass", "BatchInference"})
 
 
 def key_of_owner(manifest: Json) -> Key | None:
@@ -43,8 +43,12 @@ def key_of_owner(manifest: Json) -> Key | None:
     owner = parse_owner((metadata.get("annotations") or {}).get(OWNER, ""))
     if owner is not None:
         return owner
-    instance = (metadata.get("labels") or {}).get(labels.INSTANCE)
-    return Key("InferenceService", metadata["namespace"], instance) if instance and metadata.get("namespace") else None
+    instance = str((metadata.get("labels") or {}).get(labels.INSTANCE, ""))
+    if not instance or not metadata.get("namespace"):
+        return None
+    if instance.startswith(labels.BATCH_INSTANCE):
+        return Key("BatchInference", metadata["namespace"], instance.removeprefix(labels.BATCH_INSTANCE))
+    return Key("InferenceService", metadata["namespace"], instance)
 
 
 def is_ours(manifest: Json) -> bool:

@@ -76,11 +76,13 @@ OWNERS: Final = (
     ApiKind(API_VERSION, "InferenceService", "inferenceservices"),
     ApiKind(API_VERSION, "Tenant", "tenants", namespaced=False),
     ApiKind(API_VERSION, "GPUClass", "gpuclasses", namespaced=False),
+    ApiKind(API_VERSION, "BatchInference", "batchinferences"),
 )
 """Our own kinds: watched whole."""
 
 CHILDREN: Final = (
     ApiKind("apps/v1", "Deployment", "deployments"),
+    ApiKind("batch/v1", "Job", "jobs"),
     ApiKind("v1", "Service", "services"),
     ApiKind("v1", "ConfigMap", "configmaps"),
     ApiKind("v1", "ServiceAccount", "serviceaccounts"),

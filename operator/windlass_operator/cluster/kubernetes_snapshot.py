@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from windlass_operator.api.v1alpha1.batch_inference import BatchInference
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
@@ -25,17 +26,18 @@ from windlass_operator.cluster.kubernetes_fold import (
     is_ours,
     key_of_owner,
 )
+from windlass_operator.cluster.kubernetes_fold_batch import choose_job, fold_run, fold_workers
 from windlass_operator.cluster.kubernetes_kinds import SUPPLY, Ref
 from windlass_operator.domain import labels
 from windlass_operator.domain.canary_plan import canary_key, canary_of
 from windlass_operator.domain.capabilities import Capabilities
 from windlass_operator.domain.published import DeviceId, DeviceSlice, Published
-from windlass_operator.domain.snapshot import Key, Node, Snapshot, Workload
+from windlass_operator.domain.snapshot import BatchRun, Key, Node, Snapshot, Workload
 from windlass_operator.errors import InvalidInput, Problem
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", InferenceService, Tenant, GPUClass)
+T = TypeVar("T", InferenceService, Tenant, GPUClass, BatchInference)
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -83,6 +85,8 @@ class SnapshotBuilder:
         self._allocated = Table[tuple[str, str], tuple[DeviceId, ...]]()
         self._published = Published({}, {}, {})
         self._canaries = Table[Key, frozenset[Key]]()
+        self._batches = Table[Key, BatchInference]()
+        self._runs = Table[Key, BatchRun]()
         self._invalid: dict[Key, tuple[Problem, ...]] = {}
         self._parsed: dict[Key, Cached] = {}
         """The version of each object that was parsed last; absent for objects that do not exist."""
@@ -130,6 +134,8 @@ class SnapshotBuilder:
             self.capabilities,
             self._canaries.view(),
             self._publish(),
+            self._batches.view(),
+            self._runs.view(),
         )
         built = self._built
         before = (
@@ -141,6 +147,8 @@ class SnapshotBuilder:
             built.capabilities,
             built.canaries,
             built.published,
+            built.batches,
+            built.runs,
         )
         if any(new is not old for new, old in zip(parts, before, strict=True)):
             self._built = Snapshot(*parts)
@@ -164,6 +172,8 @@ class SnapshotBuilder:
         manifest = cached.manifest if cached else None
         if key.kind == "InferenceService":
             self._fold_workloads(key)
+        elif key.kind == "BatchInference":
+            self._fold_batch(key)
         # Most touches come from pods and children; the object itself is parsed only when it is another one.
         if self._parsed.get(key) is cached:
             return
@@ -178,6 +188,8 @@ class SnapshotBuilder:
             self._tenants.put(key.name, self._parse(key, Tenant, manifest))
         elif key.kind == "GPUClass":
             self._gpu_classes.put(key.name, self._parse(key, GPUClass, manifest))
+        elif key.kind == "BatchInference":
+            self._batches.put(key, self._parse(key, BatchInference, manifest))
         elif key.kind == "Node":
             self._nodes.put(key.name, fold_node(manifest) if manifest else None)
         elif key.kind == "ResourceSlice":
@@ -219,6 +231,17 @@ class SnapshotBuilder:
         self._canaries.put(key, frozenset(found) or None)
         for revision in (key, *found):
             self._workloads.put(revision, self._fold_workload(key, canary_of(revision)))
+
+    def _fold_batch(self, key: Key) -> None:
+        """Fold the Job of a batch, and all of its pods: those of an earlier Job hold their devices too."""
+        instance = f"{labels.BATCH_INSTANCE}{key.name}"
+        jobs, pods, claims = (
+            [one.manifest for one in self._cache.instances(kind, key.namespace, instance)]
+            for kind in ("Job", "Pod", "ResourceClaim")
+        )
+        job = choose_job(jobs)
+        self._runs.put(key, None if job is None else fold_run(job))
+        self._workloads.put(key, fold_workers(job, pods, claims))
 
     def _canaries_of(self, key: Key) -> set[str]:
         parts = (self._cache.instances(kind, key.namespace, key.name) for kind in ("Deployment", "Pod"))

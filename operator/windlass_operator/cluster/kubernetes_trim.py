@@ -21,6 +21,7 @@ LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 REVISION: Final = "deployment.kubernetes.io/revision"
 CONDITIONS: Final[Mapping[str, frozenset[str]]] = {
     "Deployment": frozenset({"ReplicaFailure", "Progressing"}),
+    "Job": frozenset({"Complete", "Failed"}),
     "HorizontalPodAutoscaler": frozenset({"AbleToScale", "ScalingActive", "ScalingLimited"}),
     "Node": frozenset({"Ready"}),
     "Pod": frozenset({"Ready", "PodScheduled"}),
@@ -30,6 +31,7 @@ IDENTITY: Final = ("name", "namespace", "uid", "resourceVersion", "generation", 
 CREATED: Final = "creationTimestamp"
 CLAIM_RESULT: Final = ("request", "driver", "pool", "device", "adminAccess")
 SLICE: Final = ("driver", "pool", "nodeName", "devices")
+JOB_STATUS: Final = ("startTime", "completionTime", "succeeded", "failedIndexes", "completedIndexes")
 CONTAINER_STATUS: Final = ("state", "lastState", "restartCount")
 POOL_SIZE: Final = 8192
 """Different parts a pool remembers, before it begins anew: about 3 MB."""
@@ -55,6 +57,15 @@ def _trim_child(manifest: Mapping[str, Any]) -> Json:
     if manifest["kind"] in CONDITIONS:
         trimmed["status"] = kept
     return trimmed
+
+
+def _trim_job(manifest: Mapping[str, Any]) -> Json:
+    """As any child; a Job's status tells how far a batch is."""
+    status = manifest.get("status") or {}
+    kept: Json = {key: status[key] for key in JOB_STATUS if key in status}
+    times = {item.get("type"): item.get("lastTransitionTime") for item in status.get("conditions") or ()}
+    dated = [{**item, "lastTransitionTime": times[item["type"]]} for item in _conditions("Job", status)]
+    return {**_trim_child(manifest), "status": {**kept, "conditions": dated}}
 
 
 def _trim_replica_set(manifest: Mapping[str, Any]) -> Json:
@@ -162,6 +173,7 @@ def _is_progress(condition: Mapping[str, Any]) -> bool:
 
 _TRIMMERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Json]]] = {
     **{kind.kind: _trim_child for kind in CHILDREN},
+    "Job": _trim_job,
     "ReplicaSet": _trim_replica_set,
     "Pod": _trim_pod,
     "ResourceClaim": _trim_claim,

@@ -10,6 +10,7 @@ from typing import Final
 from windlass_operator.api.v1alpha1.inference_service import Accelerator, Allocation, InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.alternative_quota import AlternativeClaim, Reservation, reserve_alternatives
+from windlass_operator.domain.batch_workers import BATCH_KIND, BatchWorkers
 from windlass_operator.domain.class_words import describe, refuse_ranking
 from windlass_operator.domain.decision import Decision, Refusal, decide
 from windlass_operator.domain.elastic_precision import may_return, may_step_down
@@ -52,8 +53,9 @@ class Admission:
 
 
 def key_of(service: InferenceService) -> Key:
-    """Identity of a service; one read from a file without a namespace lives in `default`."""
-    return Key(SERVICE_KIND, service.metadata.namespace or "default", service.metadata.name)
+    """Identity of a service; one read from a file without a namespace lives in `default`. Workers go by their batch."""
+    kind = BATCH_KIND if isinstance(service, BatchWorkers) else SERVICE_KIND
+    return Key(kind, service.metadata.namespace or "default", service.metadata.name)
 
 
 def check_service(service: InferenceService, view: FleetView) -> Refusal | None:

@@ -14,6 +14,7 @@ from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import Allocation, InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.alternative_quota import Reservation
+from windlass_operator.domain.batch_workers import derive_workers
 from windlass_operator.domain.canary_plan import derive_canaries
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.preemption import BUDGET_S
@@ -137,7 +138,7 @@ class FleetView:
         return self.snapshot.workloads.get(key, _NOTHING_RUNS)
 
     def services_of(self, tenant: Tenant) -> Mapping[Key, InferenceService]:
-        """Services in the namespaces a Tenant owns."""
+        """Services in the namespaces a Tenant owns, canaries and workers of batches among them."""
         return self._services.get(tenant.metadata.name, {})
 
     def remnants_of(self, tenant: Tenant) -> Mapping[Key, Workload]:
@@ -237,6 +238,12 @@ class FleetView:
                 mine[key] = service
                 # What a canary holds counts as any service's does.
                 mine.update({key._replace(name=item.metadata.name): item for item in derive_canaries(service)})
+        for key, batch in self.snapshot.batches.items():
+            tenant = self.tenant_of(key.namespace)
+            if tenant is not None:
+                # Not over one that stands among the services: there it has the edit that a plan tries.
+                workers = derive_workers(batch, self.snapshot.runs.get(key))
+                services.setdefault(tenant.metadata.name, {}).setdefault(key, workers)
         return services
 
 

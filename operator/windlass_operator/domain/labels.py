@@ -22,6 +22,7 @@ MANAGER: Final = "windlass-operator"
 RUNTIME: Final = "runtime"
 CANARY_COMPONENT: Final = "canary"
 """Component of canaries' pods: not `runtime`, so no selector of the stable revision catches them."""
+BATCH_COMPONENT: Final = "batch"
 GATEWAY: Final = "gateway"
 METRICS_ADAPTER: Final = "metrics-adapter"
 OPERATOR: Final = "operator"
@@ -34,6 +35,10 @@ GPU_CLASS: Final = f"{GROUP}/gpu-class"
 
 CANARY: Final = f"{GROUP}/canary"
 """On everything of a canary: its name."""
+BATCH: Final = f"{GROUP}/batch"
+"""On everything of a batch: its name."""
+BATCH_INSTANCE: Final = "batch."
+"""Begins the instance of a batch; no service's name holds a dot, so the two never meet."""
 DEVICES: Final = f"{GROUP}/devices"
 """On pod templates that claim devices: how many; extended resources tell it otherwise."""
 CLAIM_TEMPLATE: Final = f"{GROUP}/claim-template"
@@ -64,6 +69,11 @@ def selector_labels(service: str) -> dict[str, str]:
     Frozen: a Deployment's selector is immutable, so a release that changes them cannot upgrade.
     """
     return {INSTANCE: service, COMPONENT: RUNTIME}
+
+
+def batch_selector(batch: str) -> dict[str, str]:
+    """The labels that tell one batch's pods from all others."""
+    return {INSTANCE: f"{BATCH_INSTANCE}{batch}", COMPONENT: BATCH_COMPONENT}
 
 
 def canary_selector(service: str, canary: str) -> dict[str, str]:

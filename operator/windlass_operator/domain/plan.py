@@ -38,7 +38,7 @@ from windlass_operator.domain.fleet_plan import (
 )
 from windlass_operator.domain.fleet_view import FleetView, circle_of
 from windlass_operator.domain.gpu_class import GpuChoice, choose
-from windlass_operator.domain.labels import canary_selector, selector_labels
+from windlass_operator.domain.labels import batch_selector, canary_selector, selector_labels
 from windlass_operator.domain.model_fit import cache_within_share, explain_fit, judge_fit, stored_bits
 from windlass_operator.domain.model_source import ModelSource, SourceKind, explain_source, parse_source
 from windlass_operator.domain.oracle import SERVICES_AT_MOST, advise, suggest, suggest_for_pods
@@ -151,6 +151,8 @@ class ServicePlan:
     """Name of the canary that this is a plan of; empty for the stable revision."""
     instance: str = ""
     """Name of the service that this is a canary of; empty for the stable revision."""
+    batch: str = ""
+    """Name of the batch whose workers this is a plan of; empty for a service."""
 
     @property
     def service(self) -> str:
@@ -160,6 +162,8 @@ class ServicePlan:
     @property
     def selector(self) -> dict[str, str]:
         """Labels that tell the pods of this revision from all others in the namespace."""
+        if self.batch:
+            return batch_selector(self.batch)
         return canary_selector(self.instance, self.canary) if self.canary else selector_labels(self.key.name)
 
     @property

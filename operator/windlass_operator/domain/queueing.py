@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
+from windlass_operator.domain.batch_workers import BatchWorkers
 from windlass_operator.domain.capabilities import Capabilities
 from windlass_operator.domain.decision import Decision, decide
 from windlass_operator.domain.labels import QUEUE
@@ -44,6 +45,9 @@ def plan_queue(
         return QueuePlan("", decide("queue", "none", missing)) if wanted else NO_QUEUE
     if not capabilities.kueue:
         return NO_QUEUE
+    if isinstance(service, BatchWorkers):
+        aside = f"{reason}, but batches are not queued: Kueue and the Tenant's quota would both suspend the Job"
+        return QueuePlan("", decide("queue", "none", aside)) if wanted else NO_QUEUE
     held = "" if runs is None else runs.queue
     if held == wanted or runs is None or (wanted and not runs.ready):
         return QueuePlan(wanted, decide("queue", wanted, f"{reason}; Kueue admits each pod")) if wanted else NO_QUEUE

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from windlass_operator.api.v1alpha1.batch_inference import BatchInference
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import Failure, InferenceService
 from windlass_operator.api.v1alpha1.tenant import Tenant
@@ -159,6 +160,25 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchRun:
+    """What is known of the Job of one batch. What its pods hold is in the batch's Workload."""
+
+    job: str = ""
+    suspended: bool = False
+    succeeded: int = 0
+    """Shards that are done."""
+    failed: int = 0
+    failed_shards: str = ""
+    """Which ones, as `1,3-5`."""
+    outcome: str = ""
+    """`Complete` or `Failed` once the Job is over."""
+    message: str = ""
+    """Why it failed, in the words of the Job's controller."""
+    started: str = ""
+    finished: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything a plan may depend on."""
 
@@ -173,6 +193,9 @@ class Snapshot:
     """Keys of the canaries that a service has workloads of, also of those that its spec lists no longer."""
     published: Published | None = None
     """What drivers offer for claims; None: it is unknown."""
+    batches: Mapping[Key, BatchInference] = field(default_factory=dict)
+    runs: Mapping[Key, BatchRun] = field(default_factory=dict)
+    """Jobs of batches."""
 
 
 def snapshot_of(
@@ -180,6 +203,7 @@ def snapshot_of(
     tenants: Iterable[Tenant],
     gpu_classes: Iterable[GPUClass],
     nodes: Mapping[str, Node] | None = None,
+    batches: Iterable[BatchInference] = (),
 ) -> Snapshot:
     """A world in which nothing runs yet, as files describe it. Nodes are unknown unless given."""
     return Snapshot(
@@ -189,4 +213,7 @@ def snapshot_of(
         tenants={item.metadata.name: item for item in tenants},
         gpu_classes={item.metadata.name: item for item in gpu_classes},
         nodes=nodes,
+        batches={
+            Key("BatchInference", item.metadata.namespace or "default", item.metadata.name): item for item in batches
+        },
     )

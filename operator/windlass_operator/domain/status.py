@@ -13,8 +13,6 @@ and tools that wait for Ready do not hang. Clients find replicas through endpoin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -24,6 +22,9 @@ from windlass_operator.api.v1alpha1.canary import CanaryPhase
 from windlass_operator.api.v1alpha1.gpu_class import GPUClassStatus
 from windlass_operator.api.v1alpha1.inference_service import Address, InferenceServiceStatus, RolloutStatus
 from windlass_operator.api.v1alpha1.tenant import TenantStatus
+from windlass_operator.domain.conditions import Finding
+from windlass_operator.domain.conditions import build_condition as _condition
+from windlass_operator.domain.conditions import date_conditions as _date
 from windlass_operator.domain.labels import selector_labels
 from windlass_operator.domain.plan import Action, GpuClassPlan, ServicePlan, TenantPlan
 from windlass_operator.domain.rollout import HOPELESS_RESTARTS, observe_replacement
@@ -32,19 +33,7 @@ from windlass_operator.domain.scaling import ScalingPlan
 from windlass_operator.domain.snapshot import Workload
 from windlass_operator.domain.suggestion import next_step
 
-_MESSAGE_LENGTH = 2048
 _MOST_DECISIONS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """How far a workload is."""
-
-    ready: bool
-    reason: str
-    message: str
-    hopeless: bool = False
-    """Whether waiting has been tried for long enough: only a person can help."""
 
 
 def plan_service_status(
@@ -294,27 +283,6 @@ def status_document(status: BaseModel) -> dict[str, Any]:
     if not document.get("canaries"):
         document.pop("canaries", None)  # most services have none, and a new release should not write them all
     return document
-
-
-def _condition(kind: str, holds: bool | None, reason: str, message: str) -> Condition:
-    """One condition; None: nobody knows yet."""
-    if len(message) > _MESSAGE_LENGTH:
-        message = message[: _MESSAGE_LENGTH - 3] + "..."
-    status = "Unknown" if holds is None else "True" if holds else "False"
-    return Condition(type=kind, status=status, reason=reason, message=message)
-
-
-def _date(conditions: Iterable[Condition], previous: Iterable[Condition], generation: int, now: str) -> list[Condition]:
-    """Stamp conditions; the time moves only when the status of a condition does."""
-    before = {condition.type: condition for condition in previous}
-    dated = []
-    for condition in conditions:
-        old = before.get(condition.type)
-        since = old.last_transition_time if old is not None and old.status == condition.status else now
-        dated.append(
-            condition.model_copy(update={"observed_generation": generation, "last_transition_time": since or now})
-        )
-    return dated
 
 
 def _count(replicas: int) -> str:

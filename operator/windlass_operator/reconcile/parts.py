@@ -114,7 +114,7 @@ class Operator:
     def wake_all(self, spread_s: float) -> None:
         """Queue everything, spread evenly at random over `spread_s` seconds."""
         picture = self.cluster.picture()
-        keys = [*picture.services, *(Key("Tenant", "", name) for name in picture.tenants)]
+        keys = [*picture.services, *picture.batches, *(Key("Tenant", "", name) for name in picture.tenants)]
         keys += [Key("GPUClass", "", name) for name in picture.gpu_classes]
         for key in keys:
             self.queue.add(key, self.random() * spread_s)

@@ -26,6 +26,7 @@ from windlass_operator.api.v1alpha1.cost import Cost
 from windlass_operator.api.v1alpha1.inference_service import InferenceService
 from windlass_operator.cluster.canary_meter import NoMeter
 from windlass_operator.cluster.protocol import Applied, Cluster
+from windlass_operator.domain import batch_plan, batch_status
 from windlass_operator.domain import plan as planning
 from windlass_operator.domain import status as reporting
 from windlass_operator.domain.admission import key_of
@@ -37,6 +38,7 @@ from windlass_operator.reconcile.canary_analysis import CanaryAnalyst
 from windlass_operator.reconcile.costs import CostBook
 from windlass_operator.reconcile.keyed_queue import AsyncKeyedQueue, QueueClosed
 from windlass_operator.reconcile.refusals import Refusals
+from windlass_operator.render.batch import render_batch
 from windlass_operator.render.planned import plan_rendered
 from windlass_operator.render.tenant import render_tenant
 from windlass_operator.render.workload import render_service
@@ -106,6 +108,8 @@ class Reconciler:
             return await self._reconcile_tenant(key)
         if key.kind == "GPUClass":
             return await self._reconcile_gpu_class(key)
+        if key.kind == "BatchInference":
+            return await self._reconcile_batch(key)
         raise AssertionError(f"{key}: no reconciler for this kind")
 
     async def _reconcile_service(self, key: Key) -> Reconciliation:
@@ -180,6 +184,32 @@ class Reconciler:
         plan = planning.plan_gpu_class(gpu_class, snapshot)
         status = reporting.plan_gpu_class_status(plan, gpu_class.status, self._now())
         return _conclude(Applied(), await self._cluster.report(key, reporting.status_document(status)))
+
+    async def _reconcile_batch(self, key: Key) -> Reconciliation:
+        snapshot = await self._cluster.observe(key)
+        batch = snapshot.batches.get(key)
+        if batch is None or batch.metadata.deletion_timestamp:
+            return Reconciliation(Result.GONE)
+        now = self._wall_clock()
+        plan = batch_plan.plan_batch(batch, self._view_of(snapshot, now))
+        async with self._turn(plan.workers, snapshot):
+            if plan.workers.takes_quota:
+                plan = batch_plan.plan_batch(batch, self._view_of(await self._cluster.observe(key), now))
+            applied = await self._apply_batch(plan)
+        after = await self._cluster.observe(key)
+        status = batch_status.plan_batch_status(
+            plan, after.runs.get(key), after.workloads.get(key), batch.status, self._now(), _texts(applied)
+        )
+        done = _conclude(applied, await self._cluster.report(key, reporting.status_document(status)))
+        # The status just written may be the first to tell of the end, and its echo wakes nobody.
+        removed = plan.action is planning.Action.REMOVE
+        moment = plan.plan_again_at or (None if removed else batch_plan.removal_due_at(status, batch.spec))
+        return done if moment is None else replace(done, again_in_s=_seconds_until(moment, now))
+
+    async def _apply_batch(self, plan: batch_plan.BatchPlan) -> Applied:
+        if plan.action is planning.Action.HOLD:
+            return Applied()
+        return await self._cluster.apply(plan.key, render_batch(plan, self._settings))
 
     def _cost_of(self, key: Key, snapshot: Snapshot) -> Cost | None:
         return self._costs.renew(key, snapshot) if self._costs is not None else None

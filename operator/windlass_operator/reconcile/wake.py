@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from windlass_operator.api.v1alpha1.batch_inference import BatchInference
 from windlass_operator.api.v1alpha1.canary import CanaryPhase
 from windlass_operator.api.v1alpha1.gpu_class import GPUClass
 from windlass_operator.api.v1alpha1.inference_service import Accelerator, Allocation, InferenceService, RolloutState
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.cluster.kubernetes_kinds import SUPPLY
+from windlass_operator.domain.batch_workers import is_over
 from windlass_operator.domain.canary_plan import canary_key, canary_of
 from windlass_operator.domain.rollout_turns import claim_of
 from windlass_operator.domain.snapshot import Key, Node, Snapshot
@@ -33,6 +35,8 @@ class Claim:
     """Devices that a rollout will take and does not hold yet."""
     wants_more: bool = False
     """Whether its load asks for more than it may have; then lenders' own devices come back."""
+    over: bool = False
+    """Whether a batch asks for nothing any more, for good."""
 
 
 def claim_on_others(key: Key, snapshot: Snapshot) -> Claim:
@@ -45,6 +49,11 @@ def claim_on_others(key: Key, snapshot: Snapshot) -> Claim:
         wants_more = workload is not None and workload.wants_more
         canaries = _canaries(key, snapshot)
         return Claim(service is not None, generation, *held, canaries=canaries, claim=claim, wants_more=wants_more)
+    if key.kind == "BatchInference":
+        batch, workload = snapshot.batches.get(key), snapshot.workloads.get(key)
+        held = (workload.gpu_class, workload.devices) if workload else ("", 0)
+        over = batch is not None and is_over(batch, snapshot.runs.get(key))
+        return Claim(batch is not None, batch.metadata.generation if batch else 0, *held, over=over)
     if key.kind == "Tenant":
         tenant = snapshot.tenants.get(key.name)
         return Claim(tenant is not None, tenant.metadata.generation if tenant else 0)
@@ -99,6 +108,8 @@ def _wake_for_places(key: Key, before: Snapshot, after: Snapshot) -> Iterator[Ke
 def _dependents(key: Key, snapshot: Snapshot) -> Iterator[Key]:
     if key.kind == "InferenceService":
         yield from _wake_for_service(key, snapshot)
+    elif key.kind == "BatchInference":
+        yield from _wake_for_batch(key, snapshot)
     elif key.kind == "Tenant" and key.name in snapshot.tenants:
         yield from _wake_for_tenant(snapshot.tenants[key.name], snapshot)
     elif key.kind == "GPUClass":
@@ -109,16 +120,26 @@ def _wake_for_service(key: Key, snapshot: Snapshot) -> Iterator[Key]:
     """Its tenant counts it, the classes it uses count its devices, who shares its tenant's GPUs plans with them, and
     rollouts and services of elastic precision wait for devices that it frees.
     """
-    service, workload = snapshot.services.get(key), snapshot.workloads.get(key)
-    classes = _classes(service)
+    service = snapshot.services.get(key)
+    classes = _classes(service) | {name for _, name, _, _ in _canaries(key, snapshot) if name}
+    yield from _wake_sharers(key, classes, service is not None and bool(_accelerators(service)), snapshot)
+
+
+def _wake_for_batch(key: Key, snapshot: Snapshot) -> Iterator[Key]:
+    """The same for a batch's workers."""
+    batch = snapshot.batches.get(key)
+    yield from _wake_sharers(key, _classes(batch), batch is not None and bool(_accelerators(batch)), snapshot)
+
+
+def _wake_sharers(key: Key, classes: frozenset[str], has_gpu: bool, snapshot: Snapshot) -> Iterator[Key]:
+    workload = snapshot.workloads.get(key)
     if workload is not None and workload.gpu_class:
         classes |= {workload.gpu_class, *(name for name, _ in workload.claimed)}
-    classes |= {name for _, name, _, _ in _canaries(key, snapshot) if name}
     yield from (Key("GPUClass", "", name) for name in classes)
     for tenant in snapshot.tenants.values():
         if key.namespace in tenant.spec.namespaces:
             yield _tenant_key(tenant)
-            if classes or (service is not None and _accelerators(service)):
+            if classes or has_gpu:
                 yield from _wake_circle(tenant, snapshot)
     if classes:
         yield from _rollouts(snapshot)
@@ -164,9 +185,7 @@ def _wake_for_tenant(tenant: Tenant, snapshot: Snapshot) -> Iterator[Key]:
 
 def _wake_for_gpu_class(name: str, snapshot: Snapshot) -> Iterator[Key]:
     """Services that name the class or choose among all, and tenants whose quota names it."""
-    yield from (
-        key for key, service in snapshot.services.items() if name in _classes(service) or _chooses_by_need(service)
-    )
+    yield from (key for key, user in _users(snapshot) if name in _classes(user) or _chooses_by_need(user))
     for tenant in snapshot.tenants.values():
         if any(quota.name == name for quota in tenant.spec.quota.gpus):
             yield _tenant_key(tenant)
@@ -189,30 +208,39 @@ def _wake_for_devices(before: Snapshot, after: Snapshot) -> Iterator[Key]:
     for name, gpu_class in after.gpu_classes.items():
         if gpu_class.spec.device_class_name is not None:
             yield Key("GPUClass", "", name)
-    for key, service in after.services.items():
+    for key, service in _users(after):
         if any(accelerator.allocation is Allocation.RESOURCE_CLAIM for accelerator in _accelerators(service)):
             yield key
 
 
-def _classes(service: InferenceService | None) -> frozenset[str]:
+_User = InferenceService | BatchInference
+
+
+def _users(snapshot: Snapshot) -> Iterator[tuple[Key, _User]]:
+    yield from snapshot.services.items()
+    yield from snapshot.batches.items()
+
+
+def _classes(service: _User | None) -> frozenset[str]:
     if service is None:
         return frozenset()
     return frozenset(name for accelerator in _accelerators(service) for name in accelerator.classes or ())
 
 
-def _chooses_by_need(service: InferenceService) -> bool:
+def _chooses_by_need(service: _User) -> bool:
     return any(accelerator.requirements is not None for accelerator in _accelerators(service))
 
 
-def _accelerators(service: InferenceService) -> list[Accelerator]:
-    """What a service and its canaries ask for."""
-    asked = (service.spec.accelerator, *(canary.accelerator for canary in service.spec.canaries))
+def _accelerators(service: _User) -> list[Accelerator]:
+    """What a service with its canaries, or a batch, asks for."""
+    canaries = service.spec.canaries if isinstance(service, InferenceService) else ()
+    asked = (service.spec.accelerator, *(canary.accelerator for canary in canaries))
     return [accelerator for accelerator in asked if accelerator is not None]
 
 
 def _services_of(tenants: Iterable[Tenant], snapshot: Snapshot, with_gpu: bool) -> Iterator[Key]:
     namespaces = {namespace for tenant in tenants for namespace in tenant.spec.namespaces}
-    for key, service in snapshot.services.items():
+    for key, service in _users(snapshot):
         if key.namespace in namespaces and (_accelerators(service) or not with_gpu):
             yield key
 

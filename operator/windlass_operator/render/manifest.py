@@ -40,11 +40,12 @@ def product_labels(component: str) -> dict[str, str]:
 def service_labels(plan: ServicePlan) -> dict[str, str]:
     """Labels of every child of a service. No version among them: an operator upgrade must not touch a pod template."""
     owner = {labels.TENANT: plan.tenant} if plan.tenant else {}
+    whose = {labels.BATCH: plan.batch} if plan.batch else {labels.SERVICE: plan.service}
     return {
         labels.NAME: "windlass-runtime",
         **plan.selector,
-        **product_labels(labels.CANARY_COMPONENT if plan.canary else labels.RUNTIME),
-        labels.SERVICE: plan.service,
+        **product_labels(plan.selector[labels.COMPONENT]),
+        **whose,
         **owner,
     }
 

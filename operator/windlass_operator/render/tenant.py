@@ -20,16 +20,18 @@ from windlass_operator.render.network_policy import render_isolation
 _READ: Final = ["get", "list", "watch"]
 _WRITE: Final = ["create", "update", "patch", "delete"]
 _RBAC: Final = "rbac.authorization.k8s.io"
+_OWN: Final = ["inferenceservices", "batchinferences"]
 _VIEWER_RULES: Final = (
-    {"apiGroups": [GROUP], "resources": ["inferenceservices", "inferenceservices/status"], "verbs": _READ},
+    {"apiGroups": [GROUP], "resources": [*_OWN, *(f"{plural}/status" for plural in _OWN)], "verbs": _READ},
     {"apiGroups": [""], "resources": ["pods", "pods/log", "events", "services", "resourcequotas"], "verbs": _READ},
     {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": _READ},
     {"apiGroups": ["apps"], "resources": ["deployments", "replicasets"], "verbs": _READ},
+    {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": _READ},
     {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": _READ},
 )
 _EDITOR_RULES: Final = (
     *_VIEWER_RULES,
-    {"apiGroups": [GROUP], "resources": ["inferenceservices"], "verbs": _WRITE},
+    {"apiGroups": [GROUP], "resources": _OWN, "verbs": _WRITE},
     {"apiGroups": [GROUP], "resources": ["inferenceservices/scale"], "verbs": ["get", "update", "patch"]},
 )
 RULES: Final[Mapping[Role, Sequence[Mapping[str, Any]]]] = {Role.VIEWER: _VIEWER_RULES, Role.EDITOR: _EDITOR_RULES}

@@ -76,10 +76,10 @@ def render_deployment(plan: ServicePlan, settings: FleetSettings) -> Manifest:
     if plan.queue:
         deployment["metadata"]["labels"][labels.QUEUE] = plan.queue
     if plan.takings:
-        deployment["metadata"]["annotations"] = {labels.TAKINGS: _render_takings(plan.takings)}
+        deployment["metadata"]["annotations"] = {labels.TAKINGS: render_takings(plan.takings)}
     return deployment
 
 
-def _render_takings(takings: tuple[Taking, ...]) -> str:
+def render_takings(takings: tuple[Taking, ...]) -> str:
     """One word per taking, `seconds:replicas:left:cause`; written together with the replica count it explains."""
     return " ".join(f"{taking.at_s}:{taking.replicas}:{taking.left}:{taking.cause}" for taking in takings)

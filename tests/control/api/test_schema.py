@@ -190,6 +190,7 @@ def test_one_kind_can_be_scaled_by_its_total_of_pods() -> None:
         },
         "Tenant": None,
         "GPUClass": None,
+        "BatchInference": None,
     }
 
 
@@ -204,6 +205,7 @@ def test_the_models_and_the_schema_fill_in_the_same_defaults(kind: Kind) -> None
             "computeCapability": "9.0",
             "tolerations": [{"key": "a"}],
         },
+        "BatchInference": {"model": {"uri": "hf://a/b"}, "input": "pvc://a/b.jsonl", "results": "pvc://a/c"},
     }[kind.name]
     stored = with_defaults(structural_schema(kind.model), {"spec": minimal})
 

@@ -8,6 +8,8 @@ from types import ModuleType
 import pytest
 import yaml
 
+from windlass_operator.api.kinds import KINDS
+
 from .conftest import ROOT
 
 INSTALL = ROOT / "helm/manifests/install.yaml"
@@ -21,7 +23,7 @@ def test_plain_manifests_hold_the_namespace_the_crds_and_the_chart_and_nothing_o
     manifests = list(yaml.safe_load_all(INSTALL.read_text()))
 
     kinds = [manifest["kind"] for manifest in manifests]
-    assert kinds[:4] == ["Namespace", *["CustomResourceDefinition"] * 3]
+    assert kinds[: 1 + len(KINDS)] == ["Namespace", *["CustomResourceDefinition"] * len(KINDS)]
     assert kinds[-1] == "Deployment"
     assert "helm" not in INSTALL.read_text().split("\n", 1)[1].lower()
     namespaced = {manifest["metadata"].get("namespace") for manifest in manifests}

@@ -59,6 +59,8 @@ FOLLOW_LOAD = READ_METRICS | {("", "pods", "patch")}
 ASK_KUEUE = {("kueue.x-k8s.io", "workloads", "list")}
 """Why it holds pods back."""
 POST_EVENTS = {(EVENT.group, EVENT.plural, "create")}
+OWN = {kind.plural for kind in OWNERS if kind.namespaced}
+"""What tenants write."""
 GRANTED = rights_of(rule for rules in RULES.values() for rule in rules)
 
 
@@ -182,6 +184,6 @@ def test_people_who_may_view_or_edit_see_services(render: Render) -> None:
     assert aggregated(platform) == set()
     assert {verb for _, _, verb in rights_of(view["rules"])} == set(READ)
     for role in (view, edit):
-        assert {resource.partition("/")[0] for _, resource, _ in rights_of(role["rules"])} == {"inferenceservices"}
+        assert {resource.partition("/")[0] for _, resource, _ in rights_of(role["rules"])} == OWN
     rights = rights_of(rule for role in (view, edit, platform) for rule in role["rules"])
     assert not [right for right in rights if right[1].endswith("/status") and right[2] not in READ]

@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[3]
 def repository(tmp_path: Path) -> Path:
     """A tree with the types and examples, and nothing generated yet."""
     (tmp_path / "operator/windlass_operator/api").mkdir(parents=True)
-    shutil.copytree(ROOT / "examples/quickstart", tmp_path / "examples/quickstart")
-    shutil.copytree(ROOT / "examples/fleet", tmp_path / "examples/fleet")
+    for folder in {Path(kind.example).parent for kind in KINDS}:
+        shutil.copytree(ROOT / "examples" / folder, tmp_path / "examples" / folder)
     return tmp_path
 
 
@@ -40,17 +40,20 @@ def test_it_writes_one_crd_one_template_and_one_page_per_kind(repository: Path, 
     assert run(["generate", "--root", str(repository)]) == 0
 
     assert sorted(files_of(repository)) == [
+        "crds/batchinferences.yaml",
         "crds/gpuclasses.yaml",
         "crds/inferenceservices.yaml",
         "crds/tenants.yaml",
+        "docs/reference/batchinference.md",
         "docs/reference/gpuclass.md",
         "docs/reference/inferenceservice.md",
         "docs/reference/tenant.md",
+        "helm/windlass-crds/templates/batchinferences.yaml",
         "helm/windlass-crds/templates/gpuclasses.yaml",
         "helm/windlass-crds/templates/inferenceservices.yaml",
         "helm/windlass-crds/templates/tenants.yaml",
     ]
-    assert capsys.readouterr().out == "9 files are current, 9 written\n"
+    assert capsys.readouterr().out == "12 files are current, 12 written\n"
 
 
 def test_a_second_run_writes_nothing(repository: Path, capsys: Any) -> None:
@@ -59,7 +62,7 @@ def test_a_second_run_writes_nothing(repository: Path, capsys: Any) -> None:
 
     run(["generate", "--root", str(repository)])
 
-    assert capsys.readouterr().out.endswith("9 files are current, 0 written\n")
+    assert capsys.readouterr().out.endswith("12 files are current, 0 written\n")
     assert {name: (repository / name).stat().st_mtime_ns for name in before} == before
 
 

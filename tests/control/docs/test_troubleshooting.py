@@ -44,6 +44,8 @@ def reasons_of(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
 
 def kind_of(module: str, function: str) -> str:
     """Whose conditions a function's reasons are."""
+    if module == "batch_status":
+        return "BatchInference"
     if (module, function) in TENANTS:
         return "Tenant"
     return "GPUClass" if (module, function) in CLASSES else "InferenceService"
@@ -106,7 +108,7 @@ def test_a_reason_says_where_it_appears_what_it_means_and_what_to_do(reason: str
     found = entry(reason)
 
     assert found.keys() == {"on", "means", "next"}
-    assert set(re.findall(r"InferenceService|Tenant|GPUClass", found["on"])) == reasons()[reason]
+    assert set(re.findall(r"InferenceService|BatchInference|Tenant|GPUClass", found["on"])) == reasons()[reason]
 
 
 def test_anchors_are_the_reasons_in_lower_case_so_that_alerts_can_name_them() -> None:

@@ -11,15 +11,26 @@ import pytest
 import yaml
 
 from support.argocd import CUSTOMIZATIONS, EXAMPLES, read_fixture, run_script
-from support.builders import build_gpu_class, build_node, build_service, build_snapshot, build_tenant, build_workload
+from support.builders import (
+    build_batch,
+    build_gpu_class,
+    build_node,
+    build_service,
+    build_snapshot,
+    build_tenant,
+    build_workload,
+)
 from windlass_operator import domain
 from windlass_operator.api.meta import API_VERSION
+from windlass_operator.api.v1alpha1.batch_inference import BatchInferenceStatus
 from windlass_operator.api.v1alpha1.gpu_class import GPUClassStatus
 from windlass_operator.api.v1alpha1.inference_service import Failure, InferenceService, InferenceServiceStatus
 from windlass_operator.api.v1alpha1.tenant import Tenant, TenantStatus
+from windlass_operator.domain.batch_plan import plan_batches
+from windlass_operator.domain.batch_status import plan_batch_status
 from windlass_operator.domain.fleet import FleetSettings
 from windlass_operator.domain.plan import plan_gpu_class, plan_service, plan_tenant
-from windlass_operator.domain.snapshot import Revision, Taking, TakingCause, Workload
+from windlass_operator.domain.snapshot import BatchRun, Revision, Taking, TakingCause, Workload
 from windlass_operator.domain.status import (
     plan_gpu_class_status,
     plan_service_status,
@@ -33,6 +44,8 @@ NOW = "2026-03-01T10:00:00Z"
 SCALED = {"scaling": {"minReplicas": 2, "maxReplicas": 8}}
 LOST = {"name": "night", "timeZone": "Mars/Base", "start": "22:00", "end": "06:00", "minReplicas": 2}
 CRASH = Failure(reason="OOMKilled", message="killed for memory", pod="chat-5d8f7-x2x9p", exit_code=137, time=NOW)
+DONE = BatchRun("nightly-a", succeeded=4, outcome="Complete", started=NOW, finished=NOW)
+BROKEN = BatchRun("nightly-a", False, 3, 1, "2", "Failed", "Job has failed indexes", NOW, NOW)
 OLD = (Revision("a", 1, 1, "h200", newest=True),)
 QUOTA = {"classes": ["h200"], "replicas": 4, "world": [build_tenant(gpus={"h200": 2})]}
 
@@ -96,6 +109,32 @@ def gpu_class(nodes: Sequence[Any] | None) -> dict[str, Any]:
     return document("GPUClass", item, status_document(plan_gpu_class_status(plan, GPUClassStatus(), NOW)))
 
 
+def batch(
+    run: BatchRun | None = None,
+    workload: Workload | None = None,
+    *,
+    world: Sequence[Any] = (),
+    problems: tuple[str, ...] = (),
+    **fields: Any,
+) -> dict[str, Any]:
+    """A BatchInference with the status that Windlass writes for it."""
+    item = build_batch(**{"generation": 3, **fields})
+    key = f"{item.metadata.namespace}/{item.metadata.name}"
+    (plan,) = plan_batches(
+        build_snapshot(
+            item,
+            build_gpu_class(),
+            *world,
+            nodes=[build_node(devices=8)],
+            batch_workloads={} if workload is None else {key: workload},
+            runs={} if run is None else {key: run},
+        ),
+        SETTINGS,
+    )
+    status = plan_batch_status(plan, run, workload, BatchInferenceStatus(), NOW, problems)
+    return document("BatchInference", item, status_document(status))
+
+
 def document(kind: str, item: Any, status: Mapping[str, Any]) -> dict[str, Any]:
     """The object as the API server shows it, without what is irrelevant here."""
     body = item.model_dump(mode="json", by_alias=True, exclude_unset=True)
@@ -149,6 +188,13 @@ FIXTURES: dict[str, dict[str, Any]] = {
     "InferenceService/degraded_refused_by_cluster": service(
         build_workload(1), problems=("Deployment/chat: exceeded quota: tenant-quota",)
     ),
+    "BatchInference/no_status": without_status(batch()),
+    "BatchInference/stale_generation": edited_since(batch(DONE)),
+    "BatchInference/progressing": batch(BatchRun("nightly-a", succeeded=1, started=NOW), build_workload(2)),
+    "BatchInference/suspended": batch(BatchRun("nightly-a", suspended=True), suspend=True),
+    "BatchInference/healthy": batch(DONE),
+    "BatchInference/degraded": batch(BROKEN),
+    "BatchInference/degraded_not_admitted": batch(tier="Realtime", world=[build_tenant()]),
     "Tenant/no_status": without_status(tenant()),
     "Tenant/stale_generation": edited_since(tenant()),
     "Tenant/healthy": tenant(),
@@ -167,12 +213,16 @@ REASONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "Healthy": [
         ("ReplicasReady", service(build_workload(2), replicas=2)),
         ("ScaledToZero", service(build_workload(0), replicas=0)),
+        ("BatchCompleted", batch(DONE)),
         ("Granted", tenant()),
         ("NodesReady", gpu_class([build_node()])),
         ("NoReadyNodes", gpu_class([])),
         ("NodesUnknown", gpu_class(None)),
     ],
-    "Suspended": [("Suspended", service(build_workload(0), suspend=True))],
+    "Suspended": [
+        ("Suspended", service(build_workload(0), suspend=True)),
+        ("Suspended", batch(BatchRun("nightly-a", suspended=True), suspend=True)),
+    ],
     "Progressing": [
         ("RollingOut", service()),
         ("ReplicasNotReady", service(build_workload(2, updated=2, updated_ready=1), replicas=2)),
@@ -198,9 +248,16 @@ REASONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ),
         ("ReplicaFailed", service(build_workload(0, updated=1, wanted=1, last_failure=CRASH))),
         ("Draining", service(build_workload(1), suspend=True)),
+        ("Draining", batch(BatchRun("nightly-a", suspended=True), build_workload(1), suspend=True)),
+        ("BatchStarting", batch()),
+        ("BatchRunning", batch(BatchRun("nightly-a"), build_workload(2))),
+        ("PodsPending", batch(BatchRun("nightly-a"), build_workload(0, replicas=2, pending_reason="0/4 nodes"))),
     ],
     "Degraded": [
         ("ApplyRefused", service(build_workload(1), problems=("Deployment/chat: exceeded quota",))),
+        ("ApplyRefused", batch(problems=("Job/nightly-a: exceeded quota",))),
+        ("BatchFailed", batch(BROKEN)),
+        ("QuotaExceeded", batch(classes=["h200"], world=[build_tenant(gpus={"h200": 1})])),
         ("ApplyRefused", tenant(problems=("Role/windlass-editor: forbidden",))),
         ("ReplicaFailed", service(build_workload(0, updated=1, wanted=1, last_failure=CRASH, restarts=5))),
         ("CacheTooLarge", service(cache={"memory": "8Gi"}, podTemplate={"resources": {"memory": "4Gi"}})),
@@ -319,7 +376,7 @@ def test_an_edited_object_is_progressing_whatever_the_old_status_says(name: str)
     assert health_of(edited_since(FIXTURES[name]))["status"] == "Progressing"
 
 
-@pytest.mark.parametrize("kind", ["InferenceService", "Tenant", "GPUClass"])
+@pytest.mark.parametrize("kind", ["InferenceService", "BatchInference", "Tenant", "GPUClass"])
 @pytest.mark.parametrize(
     "status",
     [
