@@ -523,6 +523,18 @@ _SERVICE_CASES = (
         (service(), service({"powerProfile": "Eco", "accelerator": {"classes": ["h200"]}})),
         (service({"powerProfile": "Eco"}),),
     ),
+    RuleCase(
+        "small pages lie on one device",
+        inference_service.SMALL_PAGES_ON_ONE_DEVICE,
+        "spec.cache.bits",
+        (
+            service({"cache": {"bits": 4}}),
+            service({"cache": {"bits": 4}, "accelerator": {"classes": ["h200"]}}),
+            service({"cache": {"bits": 16}, "accelerator": {"classes": ["h200"], "count": 2}}),
+            service({"accelerator": {"classes": ["h200"], "count": 2}}),
+        ),
+        (service({"cache": {"bits": 4}, "accelerator": {"classes": ["h200"], "count": 2}}),),
+    ),
 )
 
 _TENANT_CASES = (

@@ -131,6 +131,12 @@ POWER_NEEDS_A_GPU: Final = rule(
     "no profile without accelerator, because CPUs have none",
     field=".powerProfile",
 )
+SMALL_PAGES_ON_ONE_DEVICE: Final = rule(
+    "!has(self.accelerator) || self.accelerator.count <= 1 || !has(self.cache) || self.cache.bits == 16",
+    "16 where accelerator.count is above 1, because smaller pages lie on one device",
+    found="string(self.cache.bits)",
+    field=".cache.bits",
+)
 ALTERNATIVES_NEED_A_SHAPE: Final = rule(
     "!has(self.precision) || !has(self.precision.alternatives) || self.precision.alternatives.size() == 0"
     " || has(self.model.shape)",
@@ -584,6 +590,7 @@ class InferenceServiceSpec(ApiModel):
             FLOOR_CAN_HOLD,
             FLOOR_CAN_HOLD_WHEN_SCALED_IN,
             POWER_NEEDS_A_GPU,
+            SMALL_PAGES_ON_ONE_DEVICE,
             ALTERNATIVES_NEED_A_SHAPE,
         )
     )
