@@ -49,7 +49,7 @@ class Worker:
         )
 
     def finish(self) -> tuple[int, dict[str, Any]]:
-        out, _ = self.process.communicate(timeout=60)
+        out, _ = self.process.communicate(timeout=100)
         return self.process.returncode, json.loads(out) if out else {}
 
     def kill(self) -> None:
@@ -58,13 +58,13 @@ class Worker:
 
 
 def wait_for_rows(results: Path, least: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         with contextlib.suppress(FileNotFoundError):
             if sum(file.read_bytes().count(b"\n") for file in (results / "journal").iterdir()) >= least:
                 return
         time.sleep(0.01)
-    pytest.fail(f"fewer than {least} rows in 30 s")
+    pytest.fail(f"fewer than {least} rows in 90 s")
 
 
 def long_rows(count: int) -> list[dict[str, Any]]:
