@@ -551,6 +551,39 @@ SERVICES: Final = Dashboard(
             high=1,
         ),
         Panel(
+            "Prompt tokens found in the cache, by tenant",
+            (Query(total("windlass_cached_tokens_total", _USE, "tenant"), "{{tenant}}"),),
+            description="Per second; they are not computed again.",
+            low=0,
+        ),
+        Panel(
+            "Pages of prefixes",
+            (
+                Query(f"sum by (service) (windlass_kv_pages_kept{{{_SERVICE}}})", "kept {{service}}"),
+                Query(f"sum by (tenant) (windlass_kv_tenant_pages{{{_USE}}})", "held or kept by {{tenant}}"),
+                Query(total("windlass_kv_evictions_total", _USE, "tenant"), "given up per second by {{tenant}}"),
+            ),
+            description="Kept pages are free and may be found again.",
+            low=0,
+        ),
+        Panel(
+            "Time of a request in its phases, 95th percentile",
+            (Query(quantile(0.95, "windlass_request_phase_seconds", _USE, "phase"), "{{phase}}"),),
+            "s",
+            "Until its turn, until the first token, until the last.",
+        ),
+        Panel(
+            "Preempted requests per second, by tenant",
+            (Query(total("windlass_preemptions_total", _USE, "tenant"), "{{tenant}}"),),
+            description="They gave up their place or pages and go on later.",
+            low=0,
+        ),
+        Panel(
+            "Time to plan an engine step, 95th percentile",
+            (Query(quantile(0.95, "windlass_scheduler_plan_duration_seconds", _SERVICE, "service"), "{{service}}"),),
+            "s",
+        ),
+        Panel(
             "Time of an engine step",
             (
                 Query(quantile(0.5, _STEP, _SERVICE, "service"), "median {{service}}"),
@@ -601,9 +634,10 @@ SERVICES: Final = Dashboard(
             (
                 Query(f"sum by (service) (windlass_gateway_requests_in_flight{{{_USE}}})", "in flight {{service}}"),
                 Query(f"sum by (service) (windlass_gateway_requests_held{{{_USE}}})", "held {{service}}"),
+                Query(f"sum by (service) (windlass_gateway_requests_queued{{{_USE}}})", "queued {{service}}"),
                 Query(f"sum by (service) (windlass_gateway_demand_requests{{{_USE}}})", "demand {{service}}"),
             ),
-            description="Held ones wait for a service that wakes up.",
+            description="Held ones wait for a service that wakes up, queued ones for a place in a full gateway.",
             low=0,
         ),
         Panel(
@@ -611,6 +645,11 @@ SERVICES: Final = Dashboard(
             (Query(quantile(0.95, "windlass_gateway_request_duration_seconds", _USE, "service"), "{{service}}"),),
             "s",
             "Arrival to last byte.",
+        ),
+        Panel(
+            "Time in the queue of a full gateway, 95th percentile",
+            (Query(quantile(0.95, "windlass_gateway_queue_time_seconds", _TENANT, "tenant"), "{{tenant}}"),),
+            "s",
         ),
         Panel(
             "Replicas that report",
