@@ -20,10 +20,43 @@ _SIGNATURES: dict[str, tuple[type[ctypes._SimpleCData[int]] | type, ...]] = {
     "norm": (_POINTER,) * 4 + (_I64,) * 2 + (_F32,),
     "silu_mul": (_POINTER,) * 2 + (_I64,) * 2,
     "rope_and_store": (_POINTER,) * 11 + (_I64,) * 5 + (_F32, _I32, _I32),
+    "feed_forward": (_POINTER,) * 8 + (_I64,),
     "paged_attention": (_POINTER,) * 7 + (_I64,) * 6 + (_F32, _I32),
     "stored_attention": (_POINTER,) * 11 + (_I64,) * 7 + (_F32, _I32, _I32),
     "quantize_pages": (_POINTER,) * 5 + (_I64,) * 3 + (_I32, _I32),
 }
+
+
+class MatrixFields(ctypes.Structure):
+    """`Matrix` of include/windlass/feed_forward.h."""
+
+    _fields_ = (
+        ("data", _POINTER),
+        ("scales", _POINTER),
+        ("bias", _POINTER),
+        ("n", _I64),
+        ("k", _I64),
+        ("group", _I64),
+        ("input_scale", _F32),
+        ("format", _I32),
+    )
+
+
+class FeedForwardFields(ctypes.Structure):
+    """`FeedForward` of include/windlass/feed_forward.h."""
+
+    _fields_ = (
+        ("gate_up", MatrixFields),
+        ("down", MatrixFields),
+        ("narrow", MatrixFields),
+        ("wide", _POINTER),
+        ("bias", _POINTER),
+        ("norms", _POINTER),
+        ("sparse_rows", _I64),
+        ("cut", _F32),
+        ("dense_above", _F32),
+        ("selection", _I32),
+    )
 
 
 class Library:
@@ -34,6 +67,7 @@ class Library:
         for name, arguments in _SIGNATURES.items():
             function = getattr(self._c, f"windlass_{name}")
             function.argtypes, function.restype = arguments, None
+        self._c.windlass_feed_forward.restype = _I64
         self._c.windlass_isa.restype = ctypes.c_char_p
         self._c.windlass_choose_isa.argtypes = (ctypes.c_char_p,)
         self._c.windlass_set_threads.argtypes = (ctypes.c_int,)
@@ -45,6 +79,7 @@ class Library:
         self.packed_rows = self._c.windlass_packed_rows
         self.norm = self._c.windlass_norm
         self.silu_mul = self._c.windlass_silu_mul
+        self.feed_forward = self._c.windlass_feed_forward
         self.rope_and_store = self._c.windlass_rope_and_store
         self.paged_attention = self._c.windlass_paged_attention
         self.stored_attention = self._c.windlass_stored_attention

@@ -66,6 +66,35 @@ def silu_mul(gate_up: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
+def predict_shares(hints: Tensor, narrow: Tensor, wide: Tensor, bias: Tensor) -> Tensor:
+    """Share of a token's output that each block of neurons is expected to make: [M, blocks], by a thin network.
+
+    hints   [M, E]       what is known before the layer
+    narrow  [R, E]       R features, of which the positive part counts
+    wide    [blocks, R]  their weights; bias [blocks] is added
+    """
+    return linear(linear(hints, narrow).clamp(min=0), wide, bias).softmax(-1)
+
+
+def score_gates(gates: Tensor, norms: Tensor, blocks: int) -> Tensor:
+    """How much each block can contribute by its gates: [M, blocks], the largest |silu(gate)| * norm of its neurons.
+
+    gates  [M, F]
+    norms  [F]     size of each neuron's column of the projection that follows
+    """
+    return (torch.nn.functional.silu(gates).abs() * norms).view(len(gates), blocks, -1).amax(-1)
+
+
+def block_mass(gated: Tensor, norms: Tensor, blocks: int) -> Tensor:
+    """What each block contributes: [M, blocks], sums of (gated * norm)^2. gated [M, F], norms [F]."""
+    return (gated * norms).square().view(len(gated), blocks, -1).sum(-1)
+
+
+def keep_blocks(gated: Tensor, active: Tensor) -> Tensor:
+    """gated [M, F] with zeros in the blocks that active [M, blocks] leaves out."""
+    return gated * active.to(gated.dtype).repeat_interleave(gated.shape[1] // active.shape[1], dim=1)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Turn the first 2C of the D values of x [T, H, D] by the angles of cos and sin [T, C]; the rest pass through.
 

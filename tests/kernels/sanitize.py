@@ -21,7 +21,8 @@ def run_under(sanitizer: str, folder: Path) -> int:
     flags = (f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-O1", "-g1")
     library = build.build(extra_flags=flags)
     program = folder / "driver"
-    command = [*build.find_compiler(), "-std=c++17", *flags, str(DRIVER), str(library)]
+    include = f"-I{build.PACKAGE / 'include'}"
+    command = [*build.find_compiler(), "-std=c++17", *flags, include, str(DRIVER), str(library)]
     subprocess.run([*command, f"-Wl,-rpath,{library.parent}", "-pthread", "-o", str(program)], check=True, timeout=300)
     return subprocess.run([str(program)], timeout=300, check=False).returncode
 

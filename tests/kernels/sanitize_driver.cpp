@@ -7,7 +7,11 @@
 #include <thread>
 #include <vector>
 
+#include "windlass/feed_forward.h"
+
 extern "C" {
+int64_t windlass_feed_forward(const windlass::FeedForward*, const float*, const float*, const uint8_t*, float*, float*, uint8_t*,
+                              float*, int64_t);
 int windlass_choose_isa(const char*);
 void windlass_set_threads(int);
 void windlass_linear(const float*, const void*, const float*, float*, int64_t, int64_t, int64_t, int32_t);
@@ -92,6 +96,34 @@ void check_rows(int64_t m, int64_t f) {
   expect(y[size_t(m * f - 1)], gate / (1 + std::exp(-gate)) * up, 1e-5, "silu_mul");
 }
 
+// Floats, both ways to choose blocks, every way to compute them: the result is that of the active blocks.
+void check_feed_forward(int64_t m, int64_t blocks, int32_t selection, float dense_above, bool with_mass) {
+  constexpr int64_t kHidden = 48, kRank = 7;
+  const int64_t f = blocks * windlass::kNeuronBlock;
+  const Exact x = numbers(m * kHidden), gate_up = numbers(2 * f * kHidden), down = numbers(kHidden * f), narrow = numbers(kRank * kHidden);
+  const Exact wide = numbers(blocks * kRank), bias = numbers(blocks), norms = numbers(f), y = numbers(m * kHidden);
+  const Exact room = numbers(m * 3 * f), mass = numbers(m * blocks);
+  const std::unique_ptr<uint8_t[]> active(new uint8_t[size_t(m * blocks)]), all(new uint8_t[size_t(m)]());
+  if (m > 2) all[size_t(m - 1)] = 1;
+  const windlass::FeedForward layer{{gate_up.get(), nullptr, nullptr, 2 * f, kHidden, 0, 0.0f, 0},
+                                    {down.get(), nullptr, nullptr, kHidden, f, 0, 0.0f, 0},
+                                    {narrow.get(), nullptr, nullptr, kRank, kHidden, 0, 0.0f, 0},
+                                    wide.get(), bias.get(), norms.get(), 8, selection == windlass::kByGate ? 0.8f : 1.0f / float(blocks),
+                                    dense_above, selection};
+  windlass_feed_forward(&layer, x.get(), x.get(), all.get(), room.get(), y.get(), active.get(), with_mass ? mass.get() : nullptr, m);
+  std::vector<double> sums(size_t(kHidden), 0.0);
+  for (int64_t j = 0; j < f; ++j) {
+    if (selection != windlass::kDense && !active[size_t((m - 1) * blocks + j / windlass::kNeuronBlock)]) continue;
+    double gate = 0, up = 0;
+    for (int64_t k = 0; k < kHidden; ++k) {
+      gate += double(x[size_t((m - 1) * kHidden + k)]) * gate_up[size_t(j * kHidden + k)];
+      up += double(x[size_t((m - 1) * kHidden + k)]) * gate_up[size_t((f + j) * kHidden + k)];
+    }
+    for (int64_t n = 0; n < kHidden; ++n) sums[size_t(n)] += gate / (1 + std::exp(-gate)) * up * down[size_t(n * f + j)];
+  }
+  for (int64_t n = 0; n < kHidden; ++n) expect(y[size_t((m - 1) * kHidden + n)], sums[size_t(n)], 1e-2, "feed forward");
+}
+
 // One sequence of `length` tokens: rope with angle 0 stores keys and values as they are; attention over them, all tokens at once.
 void check_attention(int64_t length, int64_t heads, int64_t kv_heads, int64_t width, int64_t window) {
   const int64_t pages = (length + 63) / 64, group = heads / kv_heads;
@@ -126,6 +158,11 @@ void check_everything() {
   for (int64_t m : {1, 2, 3, 4, 6, 17})
     for (int64_t n : {1, 33, 70}) check_packed(m, n, 67, 64, 8), check_packed(m, n, 96, 32, 4), check_packed(m, n, 256, 128, 4);
   for (int64_t f : {1, 3, 16, 33, 2051}) check_rows(1, f), check_rows(9, f);
+  for (int64_t m : {1, 2, 5, 9})
+    for (int64_t blocks : {1, 3, 17})
+      for (int32_t selection : {windlass::kDense, windlass::kPredicted, windlass::kByGate})
+        for (float above : {0.0f, 1.0f})
+          for (bool with_mass : {false, true}) check_feed_forward(m, blocks, selection, above, with_mass);
   check_attention(1, 1, 1, 8, 0), check_attention(65, 6, 2, 20, 0), check_attention(130, 4, 4, 16, 7), check_attention(70, 3, 1, 64, 64);
 }
 

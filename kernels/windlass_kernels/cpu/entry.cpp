@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "windlass/feed_forward.h"
 #include "windlass/pool.h"
 #include "windlass/table.h"
 
@@ -94,6 +95,13 @@ WL_EXPORT void windlass_norm(float* x, const float* delta, const float* weight, 
 
 WL_EXPORT void windlass_silu_mul(const float* gate_up, float* y, int64_t m, int64_t f) {
   chosen.load()->silu_mul({gate_up, y, m, f});
+}
+
+// The number of blocks that were computed, or -1 for all of them.
+WL_EXPORT int64_t windlass_feed_forward(const FeedForward* layer, const float* x, const float* hints, const uint8_t* all_rows,
+                                        float* room, float* y, uint8_t* active, float* mass, int64_t m) {
+  const KernelTable* table = chosen.load();
+  return feed_forward(*table, *packed_beside(table), {layer, x, hints, all_rows, room, y, active, mass, m});
 }
 
 WL_EXPORT void windlass_rope_and_store(const float* qkv, const float* cos, const float* sin, const int32_t* positions,

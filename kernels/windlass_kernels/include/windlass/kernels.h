@@ -13,6 +13,6 @@
 
 namespace windlass::WL_ISA {
 extern const KernelTable table;
-const KernelTable table{WL_TEXT(WL_ISA), read_all, linear, norm, silu_mul, rope_and_store,
-                        paged_attention, stored_attention, quantize_pages};
+const KernelTable table{WL_TEXT(WL_ISA), kDirectRows,    read_all,       linear,          norm,             silu_mul,      silu_mul_active,
+                        predict_blocks,  score_gates,    rope_and_store, paged_attention, stored_attention, quantize_pages};
 }  // namespace windlass::WL_ISA

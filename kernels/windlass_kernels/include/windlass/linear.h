@@ -67,12 +67,9 @@ WL_INLINE void deliver(const Sums<MR, NR>& s, float* y, int64_t ldy, bool first)
     }
 }
 
-// x: [k / lanes][MR][lanes], zero beyond K. w: NR checkpoint rows. k_from is a multiple of kBlockK.
+// x: [k / lanes][MR][lanes], zero beyond K. w: NR checkpoint rows. k_from is a multiple of kLanes.
 template <int MR, int NR, class T>
-WL_INLINE void direct_tile(const float* x, const T* w, int64_t ldw, int64_t k_from, int64_t k_to, float* y, int64_t ldy,
-                           int64_t ahead) {
-  Sums<MR, NR> s;
-  clear(s);
+WL_INLINE void direct_range(Sums<MR, NR>& s, const float* x, const T* w, int64_t ldw, int64_t k_from, int64_t k_to, int64_t ahead) {
   Vec row[NR];
   int64_t k = k_from;
   for (; k + kLanes <= k_to; k += kLanes) {
@@ -87,7 +84,24 @@ WL_INLINE void direct_tile(const float* x, const T* w, int64_t ldw, int64_t k_fr
     for (int j = 0; j < NR; ++j) row[j] = load_first(w + j * ldw + k, int(k_to - k));
     multiply_add(s, x + k * MR, row);
   }
-  deliver(s, y, ldy, k_from == 0);
+}
+
+// One tile of outputs. Leaving out columns whose x is zero leaves out additions of zero, so the sums stay what they were.
+template <int MR, int NR, class T>
+WL_INLINE void direct_tile(const LinearArgs& a, const float* x, int64_t n, int64_t ahead) {
+  const T* w = static_cast<const T*>(a.weight) + n * a.k;
+  int64_t next = 0;  // of the listed blocks
+  for (int64_t k = 0; k < a.k; k += kBlockK) {
+    const int64_t k_to = smaller(k + kBlockK, a.k);
+    Sums<MR, NR> s;
+    clear(s);
+    if (a.columns.ids == nullptr) direct_range(s, x, w, a.k, k, k_to, ahead);
+    for (; next < a.columns.count && a.columns.ids[next] * kNeuronBlock < k_to; ++next) {
+      const int64_t from = a.columns.ids[next] * kNeuronBlock;
+      direct_range(s, x, w, a.k, from, from + kNeuronBlock, ahead);
+    }
+    deliver(s, a.y + n, a.n, k == 0);
+  }
 }
 
 // x as above; w: [k / lanes][NR][lanes] float32; next0, next1 walk through weights wanted soon.
@@ -135,18 +149,12 @@ WL_INLINE void add_bias(const LinearArgs& a, int64_t m_from, int64_t m_to, int64
 template <int MR, class T>
 static void direct_columns_of(const LinearArgs& a, const float* x, int64_t n_from, int64_t n_to) {
   constexpr int NR = direct_columns(MR);
-  const T* w = static_cast<const T*>(a.weight);
   // Rows of one tile are short streams that the hardware prefetcher meets cold: ask for the next tile's.
   const int64_t tile_bytes = NR * a.k * int64_t(sizeof(T));
+  const int64_t wanted_to = a.rows.ids == nullptr ? a.n : n_to;
   int64_t n = n_from;
-  for (; n + NR <= n_to; n += NR) {
-    const int64_t ahead = n + 2 * NR <= a.n ? tile_bytes : 0;
-    for (int64_t k = 0; k < a.k; k += kBlockK)
-      direct_tile<MR, NR>(x, w + n * a.k, a.k, k, smaller(k + kBlockK, a.k), a.y + n, a.n, ahead);
-  }
-  for (; n < n_to; ++n)
-    for (int64_t k = 0; k < a.k; k += kBlockK)
-      direct_tile<MR, 1>(x, w + n * a.k, a.k, k, smaller(k + kBlockK, a.k), a.y + n, a.n, 0);
+  for (; n + NR <= n_to; n += NR) direct_tile<MR, NR, T>(a, x, n, n + 2 * NR <= wanted_to ? tile_bytes : 0);
+  for (; n < n_to; ++n) direct_tile<MR, 1, T>(a, x, n, 0);
   add_bias(a, 0, MR, n_from, n_to);
 }
 
@@ -155,6 +163,13 @@ static void linear_direct(const LinearArgs& a) {
   float* x = scratch(Scratch::kPackedX, size_t(MR * rounded_up(a.k, kLanes)));
   pack_rows(a.x, a.k, MR, a.k, x);
   constexpr int64_t NR = direct_columns(MR);
+  if (a.rows.ids != nullptr) {
+    for_chunks(a.rows.count, [&](int64_t c) {
+      const int64_t n = a.rows.ids[c] * kNeuronBlock;
+      direct_columns_of<MR, T>(a, x, n, n + kNeuronBlock);
+    });
+    return;
+  }
   constexpr int64_t kChunkBytes = 128 * 1024;
   const int64_t per_chunk = rounded_up(kChunkBytes / (a.k * int64_t(sizeof(T))) + 1, NR);
   const int64_t chunks = (a.n + per_chunk - 1) / per_chunk;

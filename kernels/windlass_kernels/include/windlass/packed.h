@@ -102,6 +102,10 @@ struct PackedX {
   const float* scales;    // [M, groups]
   const int32_t* starts;  // [M, groups]: minus the offset of the weights' codes times the sum of the group's codes
   int64_t k, groups;      // padded K; its groups
+  const int32_t* order;   // groups to compute, ascending, or null for all; the others hold zeros alone and add nothing
+  int64_t used;           // how many these are
+
+  int64_t group_at(int64_t i) const { return order == nullptr ? i : order[i]; }
 };
 
 // One group of one token: codes and scale, and the sum of its codes. `fixed` is a scale chosen beforehand, 0 for none.
@@ -151,7 +155,19 @@ static PackedX quantize_rows(const PackedLinearArgs& a) {
         starts[m * groups + g] = -offset * sum;
       }
   });
-  return {codes, scales, starts, k, groups};
+  return {codes, scales, starts, k, groups, nullptr, groups};
+}
+
+// Compute only the groups that the listed columns touch. `order` has room for all groups.
+WL_INLINE void choose_groups(const PackedLinearArgs& a, PackedX& x, int32_t* order) {
+  int64_t used = 0;
+  for (int64_t i = 0; i < a.columns.count; ++i) {
+    const int64_t from = a.columns.ids[i] * kNeuronBlock / a.group;
+    const int64_t to = least((a.columns.ids[i] + 1) * kNeuronBlock + a.group - 1, x.k) / a.group;
+    for (int64_t g = from; g < to; ++g)
+      if (used == 0 || order[used - 1] != g) order[used++] = int32_t(g);
+  }
+  x.order = order, x.used = used;
 }
 
 WL_INLINE Ints quad_of(const int8_t* codes) {
@@ -162,9 +178,9 @@ WL_INLINE Ints quad_of(const int8_t* codes) {
 
 // Sums of one group: MT tokens against V vectors of rows. `w` holds V pointers, each to the group's first byte of its rows.
 template <int Bits, int MT, int V>
-WL_INLINE void dot_group(Ints (&sum)[MT][V], const uint8_t* const (&w)[V], const int8_t* x, int64_t ldx, int64_t group) {
+WL_INLINE void dot_group(Ints (&sum)[MT][V], const uint8_t* const (&w)[V], const int8_t* x, int64_t ldx, int64_t group,
+                         int64_t ahead) {
   constexpr int kStride = kPanelRows * 4;  // bytes from one quad (or octet) of a panel to the next
-  constexpr int kAhead = 2048;
   if (Bits == 8) {
     for (int64_t k = 0; k < group; k += 4) {
       Ints row[V];
@@ -172,8 +188,8 @@ WL_INLINE void dot_group(Ints (&sum)[MT][V], const uint8_t* const (&w)[V], const
       for (int v = 0; v < V; ++v) row[v] = load_bytes(w[v] + k / 4 * kStride);
       if (MT == 1)
         for (int v = 0; v < V; v += kPanelVecs) {
-          prefetch(w[v] + k / 4 * kStride + kAhead);
-          prefetch(w[v] + k / 4 * kStride + kAhead + 64);
+          prefetch(w[v] + k / 4 * kStride + ahead);
+          prefetch(w[v] + k / 4 * kStride + ahead + 64);
         }
 #pragma GCC unroll 8
       for (int t = 0; t < MT; ++t) {
@@ -190,8 +206,8 @@ WL_INLINE void dot_group(Ints (&sum)[MT][V], const uint8_t* const (&w)[V], const
     for (int v = 0; v < V; ++v) row[v] = load_bytes(w[v] + k / 8 * kStride);
     if (MT == 1)
       for (int v = 0; v < V; v += kPanelVecs) {
-        prefetch(w[v] + k / 8 * kStride + kAhead);
-        prefetch(w[v] + k / 8 * kStride + kAhead + 64);
+        prefetch(w[v] + k / 8 * kStride + ahead);
+        prefetch(w[v] + k / 8 * kStride + ahead + 64);
       }
 #pragma GCC unroll 8
     for (int t = 0; t < MT; ++t) {
@@ -220,11 +236,16 @@ static void packed_product(const PackedLinearArgs& a, const PackedX& x, int64_t 
   Vec total[MT][V];
   for (int t = 0; t < MT; ++t)
     for (int v = 0; v < V; ++v) total[t][v] = zero();
-  for (int64_t g = 0; g < x.groups; ++g) {
+  constexpr int64_t kAhead = 2048;  // bytes of the stream of used groups
+  for (int64_t i = 0; i < x.used; ++i) {
+    const int64_t g = x.group_at(i), later = i + kAhead / group_bytes;
+    const int64_t ahead = later < x.used ? (x.group_at(later) - g) * group_bytes : kAhead;
+    const uint8_t* at[V];
+    for (int v = 0; v < V; ++v) at[v] = w[v] + g * group_bytes;
     Ints sum[MT][V];
     for (int t = 0; t < MT; ++t)
       for (int v = 0; v < V; ++v) sum[t][v] = all_of(x.starts[(m + t) * x.groups + g]);
-    dot_group<Bits, MT, V>(sum, w, x.codes + m * x.k + g * a.group, x.k, a.group);
+    dot_group<Bits, MT, V>(sum, at, x.codes + m * x.k + g * a.group, x.k, a.group, ahead);
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const Vec scale = Bits == 4 ? load(w_scales[v] + g * kPanelRows) : all(1.0f);
@@ -233,7 +254,6 @@ static void packed_product(const PackedLinearArgs& a, const PackedX& x, int64_t 
         const Vec token = all(x.scales[(m + t) * x.groups + g]);
         total[t][v] = fma(to_floats(sum[t][v]), Bits == 4 ? mul(token, scale) : token, total[t][v]);
       }
-      w[v] += group_bytes;
     }
   }
   for (int v = 0; v < V; ++v) {
@@ -277,8 +297,15 @@ static void packed_panels(const PackedLinearArgs& a, const PackedX& x, int64_t p
 
 template <int Bits>
 static void packed_linear_of(const PackedLinearArgs& a) {
-  const PackedX x = quantize_rows(a);
+  PackedX x = quantize_rows(a);
+  if (a.columns.ids != nullptr)
+    choose_groups(a, x, reinterpret_cast<int32_t*>(scratch(Scratch::kOrder, size_t(x.groups))));
   constexpr int kPair = 2;  // panels that one tile of a single token walks along together
+  static_assert(kPair * kPanelRows == kNeuronBlock, "a block of rows is a pair of panels");
+  if (a.rows.ids != nullptr) {
+    for_chunks(a.rows.count, [&](int64_t c) { packed_panels<Bits>(a, x, a.rows.ids[c] * kPair, kPair); });
+    return;
+  }
   const int64_t panels = (a.n + kPanelRows - 1) / kPanelRows, panel_bytes = x.k * kPanelRows * Bits / 8;
   const int64_t per_chunk = padded_to(64 * 1024 / panel_bytes + 1, kPair);
   for_chunks((panels + per_chunk - 1) / per_chunk, [&](int64_t c) {

@@ -19,7 +19,7 @@ void run_chunks(int64_t chunks, ChunkFn fn, const void* context);
 void set_threads(int threads);
 int threads();
 
-enum class Scratch : int { kPackedX, kWeightTile, kAttention, kCount };
+enum class Scratch : int { kPackedX, kWeightTile, kAttention, kOrder, kBlocks, kFeatures, kCount };
 
 // This thread's buffer of at least `floats`, aligned to 64 bytes, contents undefined; valid until the next call with this kind.
 float* scratch(Scratch kind, size_t floats);

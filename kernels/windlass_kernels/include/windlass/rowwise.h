@@ -66,6 +66,74 @@ static void silu_mul(const SiluArgs& a) {
   });
 }
 
+// silu(gate) * up of the active blocks, zeros in the others, and on demand what each block would have contributed.
+static void silu_mul_active(const GatedArgs& a) {
+  static_assert(kNeuronBlock % kLanes == 0, "a block is whole vectors");
+  const int64_t blocks = a.f / kNeuronBlock;
+  for_rows(a.m * blocks, 4 * kNeuronBlock, [&](int64_t at) {
+    const int64_t from = at / blocks * 2 * a.f + at % blocks * kNeuronBlock;
+    const float* gate = a.gate_up + from;
+    const float* up = gate + a.f;
+    const float* norms = a.norms + at % blocks * kNeuronBlock;
+    float* y = a.y + at * kNeuronBlock;
+    Vec squares = zero();
+    for (int64_t i = 0; i < kNeuronBlock; i += kLanes) {
+      const bool wanted = a.active[at] != 0;
+      const Vec gated = wanted || a.mass != nullptr ? silu_times(load(gate + i), load(up + i)) : zero();
+      store(y + i, wanted ? gated : zero());
+      if (a.mass == nullptr) continue;
+      const Vec part = mul(gated, load(norms + i));
+      squares = fma(part, part, squares);
+    }
+    if (a.mass != nullptr) a.mass[at] = sum(squares);
+  });
+}
+
+WL_INLINE float rectified_dot(const float* x, const float* w, int64_t count) {
+  Vec total = zero();
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int now = int(smaller(kLanes, count - i));
+    const Vec part = now == kLanes ? load(x + i) : load_first(x + i, now);
+    total = fma(max(part, zero()), now == kLanes ? load(w + i) : load_first(w + i, now), total);
+  }
+  return sum(total);
+}
+
+// Which blocks each row wants: those whose predicted share of the output, the softmax of a thin product, lies above the cut.
+static void predict_blocks(const PredictArgs& a) {
+  for (int64_t m = 0; m < a.m; ++m) {
+    float* shares = scratch(Scratch::kAttention, size_t(a.blocks));
+    float best = -__builtin_inff();
+    for (int64_t b = 0; b < a.blocks; ++b) {
+      shares[b] = rectified_dot(a.features + m * a.rank, a.weight + b * a.rank, a.rank) + a.bias[b];
+      best = shares[b] > best ? shares[b] : best;
+    }
+    float total = 0.0f;
+    for (int64_t b = 0; b < a.blocks; b += kLanes) {
+      const int now = int(smaller(kLanes, a.blocks - b));
+      const Vec part = exponential(sub(now == kLanes ? load(shares + b) : load_first(shares + b, now), all(best)));
+      store_first(shares + b, part, now);
+      for (int i = 0; i < now; ++i) total += shares[b + i];
+    }
+    for (int64_t b = 0; b < a.blocks; ++b) a.active[m * a.blocks + b] = shares[b] > a.cut * total;
+  }
+}
+
+// Which blocks each row wants, judged by its gates: the largest |silu(gate)| * norm of a block, above the cut.
+static void score_gates(const GateScoreArgs& a) {
+  const int64_t blocks = a.f / kNeuronBlock;
+  for_rows(a.m * blocks, 4 * kNeuronBlock, [&](int64_t at) {
+    const float* gate = a.gate_up + at / blocks * 2 * a.f + at % blocks * kNeuronBlock;
+    const float* norms = a.norms + at % blocks * kNeuronBlock;
+    Vec best = zero();
+    for (int64_t i = 0; i < kNeuronBlock; i += kLanes) {
+      const Vec scaled = mul(silu_times(load(gate + i), all(1.0f)), load(norms + i));
+      best = max(best, max(scaled, sub(zero(), scaled)));
+    }
+    a.active[at] = largest(best) > a.cut;
+  });
+}
+
 // Turn one head in place.
 WL_INLINE void rotate(float* x, const float* cos, const float* sin, int64_t half, bool interleaved) {
   if (interleaved) {

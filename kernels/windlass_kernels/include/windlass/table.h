@@ -8,6 +8,13 @@ namespace windlass {
 enum Storage : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 
 constexpr int64_t kPageTokens = 64;
+constexpr int64_t kNeuronBlock = 64;  // rows or columns of a weight that are computed or left out together
+
+// Some blocks of one dimension, ascending, each once; null: the whole dimension.
+struct Blocks {
+  const int32_t* ids;
+  int64_t count;
+};
 
 struct LinearArgs {
   const float* x;      // [M, K]
@@ -16,6 +23,8 @@ struct LinearArgs {
   float* y;            // [M, N]
   int64_t m, n, k;
   int32_t storage;
+  Blocks rows{};     // of the weight: only these columns of y are written. With either list M is at most `direct_rows`
+  Blocks columns{};  // x is zero outside of these
 };
 
 struct NormArgs {
@@ -31,6 +40,32 @@ struct SiluArgs {
   const float* gate_up;  // [M, 2F]
   float* y;              // [M, F]
   int64_t m, f;
+};
+
+struct GatedArgs {
+  const float* gate_up;   // [M, 2F]; read only where `active`, or everywhere for `mass`
+  const uint8_t* active;  // [M, F / 64]
+  const float* norms;     // [F]: size of each neuron's column of the projection that follows; only read for `mass`
+  float* y;               // [M, F]: zero where not active
+  float* mass;            // [M, F / 64] sum of (y * norm)^2 of each block, active or not; or null
+  int64_t m, f;
+};
+
+struct PredictArgs {
+  const float* features;  // [M, R]
+  const float* weight;    // [blocks, R]
+  const float* bias;      // [blocks]
+  uint8_t* active;        // [M, blocks]
+  int64_t m, blocks, rank;
+  float cut;  // share of a row's output above which a block is wanted
+};
+
+struct GateScoreArgs {
+  const float* gate_up;  // [M, 2F], gates first; ups are not read
+  const float* norms;    // [F], as above
+  uint8_t* active;       // [M, blocks]
+  int64_t m, f;
+  float cut;
 };
 
 struct RopeArgs {
@@ -100,6 +135,8 @@ struct PackedLinearArgs {
   int64_t m, n, k, group;
   float input_scale;  // scale of the activations' codes; 0: chosen per token and group
   int32_t bits;
+  Blocks rows{};     // of the weight: only these columns of y are written
+  Blocks columns{};  // x is zero outside of these
 };
 
 struct PackedRowsArgs {
@@ -119,10 +156,14 @@ struct PackedTable {
 
 struct KernelTable {
   const char* name;
+  int64_t direct_rows;  // most rows of x that `linear` takes with lists of blocks
   float (*read_all)(const float* p, int64_t count);
   void (*linear)(const LinearArgs&);
   void (*norm)(const NormArgs&);
   void (*silu_mul)(const SiluArgs&);
+  void (*silu_mul_active)(const GatedArgs&);
+  void (*predict_blocks)(const PredictArgs&);
+  void (*score_gates)(const GateScoreArgs&);
   void (*rope_and_store)(const RopeArgs&);
   void (*paged_attention)(const AttentionArgs&);
   void (*stored_attention)(const StoredAttentionArgs&);
