@@ -46,6 +46,13 @@ STEP_TOKENS: Final = "windlass_engine_step_tokens"
 PLAN_DURATION: Final = "windlass_scheduler_plan_duration_seconds"
 MODEL_LOAD: Final = "windlass_model_load_seconds"
 
+# Sparse activation; while it is off there are none.
+SPARSE_DENSITY: Final = "windlass_sparse_density_ratio"
+SPARSE_RECALL: Final = "windlass_sparse_recall_ratio"
+SPARSE_BLOCKS_TOTAL: Final = "windlass_sparse_blocks_total"  # + label `outcome`
+SPARSE_OUTCOMES: Final = ("computed", "skipped")
+"""Values of the `outcome` label of SPARSE_BLOCKS_TOTAL."""
+
 OUTCOMES: Final = ("stop", "length", "cancelled", "rejected", "failed")
 """Values of the `outcome` label of REQUESTS_TOTAL."""
 

@@ -3,8 +3,9 @@
 RuntimeFault
 ├── CheckpointError        the model folder is unusable; names file or tensor, expected and found
 │   ├── UnsupportedModel   the architecture or one of its options is not implemented
-│   └── RecipeError        the recipe is damaged, of another version, or of another model
-├── CalibrationError       a recipe cannot be made of these inputs; names what is missing
+│   ├── RecipeError        the recipe is damaged, of another version, or of another model
+│   └── GateError          sparse activation lacks a gate, or that one is damaged or of another model, recipe or version
+├── CalibrationError       a recipe or a gate cannot be made of these inputs; names what is missing
 ├── QualityMissed          a recipe was made and is not good enough; names thresholds and worst layers
 ├── EngineError            a TensorRT plan cannot be built or used; names the layer or the field, and the fix
 │   ├── EngineUnavailable  no TensorRT here that could do it; names the package to install
@@ -40,8 +41,12 @@ class RecipeError(CheckpointError):
     """The recipe cannot be used with this model by this version."""
 
 
+class GateError(CheckpointError):
+    """The gate of sparse activation cannot be used with this model, recipe, device or version."""
+
+
 class CalibrationError(RuntimeFault):
-    """Calibration cannot start, or go on, with these inputs."""
+    """Calibration, or the training of a gate, cannot start, or go on, with these inputs."""
 
 
 class QualityMissed(RuntimeFault):

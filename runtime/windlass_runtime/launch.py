@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from windlass_contract.launch_spec import LaunchSpec
 from windlass_runtime.backends.base import Backend, Sampler
+from windlass_runtime.sparsity.figures import SparsityFigures
 from windlass_runtime.text import TextCodec
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class LoadedModel:
     """Makes a faster backend of the same model, which may take minutes; None where there is none to be had."""
     grammars: GrammarCompiler | None = None
     """None where answers cannot be held to a grammar: no tokenizer, no end token, or a sampler of its own."""
+    sparsity: Callable[[], SparsityFigures] | None = None
+    """What sparse activation did since the start; None while it is off."""
 
 
 ModelLoader = Callable[[LaunchSpec], LoadedModel]
@@ -49,13 +52,21 @@ def load_model(spec: LaunchSpec) -> LoadedModel:
         device_count=spec.device_count,
         precision=spec.precision,
         recipe=Path(spec.recipe.removeprefix("file://")) if spec.recipe else None,
+        sparse_activation=spec.sparse_activation,
+        gate=Path(spec.gate.removeprefix("file://")) if spec.gate else None,
         cache_bytes=spec.cache_bytes,
         cache_bits=spec.cache_bits,
         max_running_requests=spec.max_running_requests,
         max_sequence_tokens=spec.max_sequence_tokens,
         step_tokens=spec.step_tokens,
     )
-    return LoadedModel(backend, tokenizer, grammars=build_grammars(backend, tokenizer))
+    activation = backend.activation
+    return LoadedModel(
+        backend,
+        tokenizer,
+        grammars=build_grammars(backend, tokenizer),
+        sparsity=(lambda: activation.figures) if activation else None,
+    )
 
 
 def build_grammars(backend: Backend, tokenizer: Tokenizer | None) -> GrammarCompiler | None:

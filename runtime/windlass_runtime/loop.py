@@ -429,7 +429,7 @@ class Engine:
             choice.cached_tokens = row.cached_tokens
         samplers = [choice.sampler for choice in choices]
         try:
-            logits = self._backend.step(_to_batch(plan))
+            logits = self._backend.step(self._to_batch(plan))
             tokens = self._sampler.sample(logits, samplers) if sampled_rows else []
         except Exception as exc:  # whatever a device raises concerns this batch alone, until it repeats
             self._fail_step(plan, exc)
@@ -437,6 +437,22 @@ class Engine:
         self._failed_steps = 0
         self._hand_out(plan, sampled_rows, tokens)
         self._note_step(plan, self._clock() - started_s)
+
+    def _to_batch(self, plan: StepPlan) -> Batch:
+        return Batch(
+            tuple(
+                Row(
+                    row.sequence_id,
+                    row.token_ids,
+                    row.start,
+                    row.page_table,
+                    row.samples,
+                    row.lane,
+                    len(self._owners[row.sequence_id].request.prompt),
+                )
+                for row in plan.rows
+            )
+        )
 
     def _hand_out(self, plan: StepPlan, rows: list[PlannedRow], tokens: list[SampledToken | None]) -> None:
         chosen: dict[str, SampledToken] = {}
@@ -570,11 +586,3 @@ def _torch_sampler() -> Sampler:
     from windlass_runtime.backends.sampling import TorchSampler
 
     return TorchSampler()
-
-
-def _to_batch(plan: StepPlan) -> Batch:
-    return Batch(
-        tuple(
-            Row(row.sequence_id, row.token_ids, row.start, row.page_table, row.samples, row.lane) for row in plan.rows
-        )
-    )

@@ -18,10 +18,11 @@ from typing import Any, Final
 
 import click
 
-from windlass_contract.launch_spec import CacheReuse, Device, LaunchSpec, LaunchSpecError, Precision
+from windlass_contract.launch_spec import CacheReuse, Device, LaunchSpec, LaunchSpecError, Precision, SparseActivation
 from windlass_runtime.exits import exit_on_fault
 from windlass_runtime.jobs.batch.options import batch_options
 from windlass_runtime.jobs.engine_commands import build_engine, engine
+from windlass_runtime.jobs.gate_commands import train_gate
 
 
 def run() -> None:
@@ -46,6 +47,12 @@ def _launch_options(command: Any) -> Any:
             "--recipe",
             help="Folder of the recipe for --precision INT8 or INT4; default: recipes/int8 or int4 in the model.",
         ),
+        click.option(
+            "--sparse-activation",
+            type=click.Choice([member.value for member in SparseActivation], case_sensitive=False),
+            help="How much of the feed-forward layers generated tokens may leave out.",
+        ),
+        click.option("--gate", help="Folder of the gate for it; default: gates/ in the model."),
         click.option("--cache-bytes", type=click.IntRange(min=0), help="Key/value pool; 0 chooses."),
         click.option("--cache-bits", type=click.Choice(["4", "8"]), help="Per key and value; default: floats."),
         click.option(
@@ -281,20 +288,25 @@ def calibrate(
 
 
 @command_line.command()
-@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("recipes", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--gate", "gates", multiple=True, type=click.Path(path_type=Path), help="A gate; may be repeated.")
 @click.option("--target", required=True, type=click.Path(path_type=Path), help="Folder for the charts.")
 @click.option("--model", help="Also measure tokens per second of MODEL with each recipe, on this machine's CPU.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Time for each speed.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def report(recipes: tuple[Path, ...], target: Path, model: str | None, seconds: float, output: str) -> None:
-    """Draw what RECIPES gain and cost: error by layer, size against quality, speed against quality."""
+def report(
+    recipes: tuple[Path, ...], gates: tuple[Path, ...], target: Path, model: str | None, seconds: float, output: str
+) -> None:
+    """Draw what RECIPES and gates gain and cost: error by layer, size, speed and density against quality."""
     from windlass_runtime.checkpoint.source import resolve_model
     from windlass_runtime.jobs import report as reports
 
+    if not recipes and not gates:
+        raise click.UsageError("give one or more RECIPES, or --gate")
     with exit_on_fault():
-        subjects = reports.read_subjects(recipes)
-        speeds = reports.measure_speeds(resolve_model(model), recipes, seconds) if model else {}
-        figures = reports.write_report(subjects, speeds, target)
+        subjects, densities = reports.read_subjects(recipes), reports.read_gates(gates)
+        speeds = reports.measure_speeds(resolve_model(model), recipes, seconds) if model and recipes else {}
+        figures = reports.write_report(subjects, speeds, target, densities)
     click.echo(json.dumps(figures) if output == "json" else reports.render_table(figures))
 
 
@@ -336,6 +348,7 @@ def _batch_server(model: str | None, launch_file: Path | None, options: dict[str
 
 command_line.add_command(build_engine)
 command_line.add_command(engine)
+command_line.add_command(train_gate)
 
 
 def _show_for(output: str) -> Any:
@@ -371,6 +384,8 @@ def _build_launch_spec(model: str, options: dict[str, Any]) -> LaunchSpec:
         given["device"] = Device(given["device"])
     if "precision" in given:
         given["precision"] = Precision(given["precision"])
+    if "sparse_activation" in given:
+        given["sparse_activation"] = SparseActivation(given["sparse_activation"])
     return LaunchSpec(model_uri=model, served_name=name, **given)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import prometheus_client as prometheus
+from prometheus_client.core import CounterMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
 
 from windlass_contract import metric_names as names
+from windlass_runtime.sparsity.figures import SparsityFigures
 
 _LATENCY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TOKEN_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
@@ -129,6 +132,10 @@ class RuntimeMetrics:
         if seconds is not None:
             self._duration.labels(*self._labels(tenant)).observe(seconds)
 
+    def watch_sparsity(self, figures: Callable[[], SparsityFigures]) -> None:
+        """Export what sparse activation does, read whenever somebody asks."""
+        self.registry.register(_SparsityCollector(self._model, figures))
+
     def render(self) -> bytes:
         """The text exposition format."""
         return prometheus.generate_latest(self.registry)
@@ -148,3 +155,29 @@ class RuntimeMetrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> prometheus.Histogram:
         return prometheus.Histogram(name, text, names.TENANT_LABELS, buckets=buckets, registry=self.registry)
+
+
+class _SparsityCollector(Collector):
+    """The figures of sparse activation as metrics; their sums and counts give averages over any time."""
+
+    def __init__(self, model: str, figures: Callable[[], SparsityFigures]) -> None:
+        self._model = model
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        found = self._figures()
+        for name, text, total in (
+            (names.SPARSE_DENSITY, "Share of the blocks that a generated token uses, sampled.", found.density_sum),
+            (names.SPARSE_RECALL, "Share of a layer's output energy in the used blocks, sampled.", found.recall_sum),
+        ):
+            summary = SummaryMetricFamily(name, text, labels=names.MODEL_LABELS)
+            summary.add_metric([self._model], found.looks, total)
+            yield summary
+        blocks = CounterMetricFamily(
+            names.SPARSE_BLOCKS_TOTAL,
+            "Blocks of sparse layers in steps that only generate.",
+            labels=(*names.MODEL_LABELS, "outcome"),
+        )
+        for outcome, count in zip(names.SPARSE_OUTCOMES, (found.computed, found.skipped), strict=True):
+            blocks.add_metric([self._model, outcome], count)
+        yield blocks

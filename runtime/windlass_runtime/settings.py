@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from windlass_contract.launch_spec import CacheReuse, Device, LaunchSpec, Precision
+from windlass_contract.launch_spec import CacheReuse, Device, LaunchSpec, Precision, SparseActivation
 
 _CACHE_BITS: Final[Mapping[int, int]] = {4: 4, 8: 8, 16: 0}
 """From the option's numbers to LaunchSpec's."""
@@ -32,8 +32,11 @@ class InferenceConfig:
     max_running_requests: int = 8
     step_tokens: int = 512
     """Token budget of one engine step."""
-    sparse_activation: bool = False
-    """Predicted sparsity in feed-forward blocks; not available in this version."""
+    sparse_activation: bool | str = False
+    """Leave out feed-forward blocks that a generated token hardly needs: `Off`, `Balanced` or `Max`, in any case; True
+    is Balanced. Needs a gate made by `windlass-runtime train-gate`, and a CPU."""
+    gate: str = ""
+    """Folder of the gate; empty looks in the model's `gates/int8`, `gates/int4` or `gates/stored`."""
     kv_cache_quantization: int = 16
     """Bits per element of stored keys and values: 4, 8, or 16 for the format of the arithmetic (FP32 on a CPU)."""
     enable_cache_reuse: bool = False
@@ -46,7 +49,7 @@ class InferenceConfig:
             _expect_at_least(name, getattr(self, name), 0)
         for name in ("device_count", "max_running_requests", "step_tokens"):
             _expect_at_least(name, getattr(self, name), 1)
-        _refuse("sparse_activation", self.sparse_activation, False)
+        _choose_sparsity(self.sparse_activation)
         if self.kv_cache_quantization not in _CACHE_BITS:
             raise ValueError(f"kv_cache_quantization: expected 4, 8 or 16, found {self.kv_cache_quantization!r}")
         if type(self.enable_cache_reuse) is not bool:
@@ -61,6 +64,8 @@ class InferenceConfig:
             device_count=self.device_count,
             precision=_choose(Precision, "precision", self.precision),
             recipe=self.recipe,
+            sparse_activation=_choose_sparsity(self.sparse_activation),
+            gate=self.gate,
             cache_bytes=self.cache_bytes,
             cache_bits=_CACHE_BITS[self.kv_cache_quantization],
             cache_reuse=CacheReuse.PREFIX if self.enable_cache_reuse else CacheReuse.NONE,
@@ -78,11 +83,13 @@ def _choose(kind: Any, name: str, value: str) -> Any:
     raise ValueError(f"{name}: expected one of {allowed}, found {value!r}")
 
 
+def _choose_sparsity(value: bool | str) -> SparseActivation:
+    if isinstance(value, bool):
+        return SparseActivation.BALANCED if value else SparseActivation.OFF
+    chosen: SparseActivation = _choose(SparseActivation, "sparse_activation", value)
+    return chosen
+
+
 def _expect_at_least(name: str, value: int, least: int) -> None:
     if type(value) is not int or value < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}, found {value!r}")
-
-
-def _refuse(name: str, value: object, only: object) -> None:
-    if type(value) is not type(only) or value != only:
-        raise ValueError(f"{name}: this version supports only {only!r}, found {value!r}")

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from windlass_contract.launch_spec import CACHE_BITS, CacheReuse, Device, LaunchSpec, LaunchSpecError, Precision
+from windlass_contract.launch_spec import (
+    CACHE_BITS,
+    CacheReuse,
+    Device,
+    LaunchSpec,
+    LaunchSpecError,
+    Precision,
+    SparseActivation,
+)
 
 MINIMAL = {"version": 1, "model_uri": "file:///models/chat", "served_name": "chat"}
 
@@ -19,6 +27,8 @@ specs = st.builds(
     device=st.sampled_from(Device),
     precision=st.sampled_from(Precision),
     recipe=st.text(),
+    sparse_activation=st.sampled_from(SparseActivation),
+    gate=st.text(),
     cache_bytes=st.integers(0, 1 << 50),
     cache_bits=st.sampled_from(CACHE_BITS),
     cache_reuse=st.sampled_from(CacheReuse),
@@ -37,8 +47,9 @@ def test_equal_specs_have_equal_bytes(spec: LaunchSpec) -> None:
     assert LaunchSpec.from_json(spec.to_json()).to_json() == spec.to_json()
 
 
-def test_a_spec_without_a_recipe_is_written_as_before_recipes_existed() -> None:
-    assert "recipe" not in LaunchSpec(model_uri="file:///models/chat", served_name="chat").to_json()
+@pytest.mark.parametrize("field", ["recipe", "gate", "sparse_activation"])
+def test_a_spec_that_does_without_a_later_field_is_written_as_before_it_existed(field: str) -> None:
+    assert field not in LaunchSpec(model_uri="file:///models/chat", served_name="chat").to_json()
 
 
 def test_a_newer_writer_may_add_keys() -> None:

@@ -3,6 +3,7 @@ import pytest
 
 from windlass_contract import metric_names
 from windlass_runtime.metrics import RuntimeMetrics
+from windlass_runtime.sparsity.figures import SparsityFigures
 
 
 def test_tenants_beyond_the_cap_share_one_label() -> None:
@@ -22,6 +23,19 @@ def test_tenants_beyond_the_cap_share_one_label() -> None:
     assert other.value == 5
 
 
+def test_averages_of_sparse_activation_can_be_read_over_any_time() -> None:
+    metrics = RuntimeMetrics("m")
+    figures = SparsityFigures(looks=4, density_sum=2.0, recall_sum=3.8, computed=30, skipped=10)
+
+    metrics.watch_sparsity(lambda: figures)
+
+    text = metrics.render().decode()
+    assert 'windlass_sparse_density_ratio_sum{model="m"} 2.0' in text
+    assert 'windlass_sparse_density_ratio_count{model="m"} 4.0' in text
+    assert 'windlass_sparse_recall_ratio_sum{model="m"} 3.8' in text
+    assert 'windlass_sparse_blocks_total{model="m",outcome="skipped"} 10.0' in text
+
+
 def test_every_runtime_metric_of_the_contract_is_exported() -> None:
     metrics = RuntimeMetrics("m")
     metrics.set_load_seconds(1.5)
@@ -38,6 +52,7 @@ def test_every_runtime_metric_of_the_contract_is_exported() -> None:
     metrics.count_outcome("t", "stop", 0.1)
     metrics.count_cached("t", 64)
     metrics.set_cache(kept=1, pages={"t": 2}, evictions={"t": 3})
+    metrics.watch_sparsity(SparsityFigures)
 
     text = metrics.render().decode()
 

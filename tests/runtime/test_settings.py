@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from windlass_contract.launch_spec import Device, LaunchSpec, Precision
+from windlass_contract.launch_spec import Device, LaunchSpec, Precision, SparseActivation
 from windlass_runtime import InferenceConfig
 
 
@@ -36,7 +36,7 @@ def test_choices_become_a_launch_spec_in_the_contracts_words() -> None:
         pytest.param("cache_bytes", -1, "at least 0, found -1", id="negative"),
         pytest.param("step_tokens", 0, "at least 1, found 0", id="no budget"),
         pytest.param("max_running_requests", 1.5, "whole number", id="fraction"),
-        pytest.param("sparse_activation", True, "supports only False, found True", id="sparsity"),
+        pytest.param("sparse_activation", "most", "expected one of Off, Balanced, Max, found 'most'", id="sparsity"),
         pytest.param("kv_cache_quantization", 5, "expected 4, 8 or 16, found 5", id="bits without a format"),
         pytest.param("enable_cache_reuse", 1, "expected True or False, found 1", id="reuse"),
     ],
@@ -44,6 +44,21 @@ def test_choices_become_a_launch_spec_in_the_contracts_words() -> None:
 def test_an_option_that_cannot_be_honoured_is_refused_by_name(field: str, value: Any, finding: str) -> None:
     with pytest.raises(ValueError, match=f"{field}: .*{finding}"):
         InferenceConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        pytest.param(False, SparseActivation.OFF, id="off"),
+        pytest.param(True, SparseActivation.BALANCED, id="on is balanced"),
+        pytest.param("max", SparseActivation.MAX, id="a mode in any case"),
+    ],
+)
+def test_sparse_activation_is_a_switch_or_a_mode(given: bool | str, meant: SparseActivation) -> None:
+    spec = InferenceConfig(sparse_activation=given, gate="/gates/x").to_launch_spec("/models/x")
+
+    assert spec.sparse_activation is meant
+    assert spec.gate == "/gates/x"
 
 
 def test_an_unknown_option_is_an_error_and_known_ones_cannot_be_changed_later() -> None:

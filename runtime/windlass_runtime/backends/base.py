@@ -28,6 +28,8 @@ class Row:
     lane: int = 0
     """Place among the sequences that compute at once, below the backend's number of them; no two rows share one, and a
     sequence keeps its own from its first row to its last or until it starts again on a page border."""
+    prompt_tokens: int = 0
+    """Leading positions of the sequence that were given; later ones were generated, and may be computed sparsely."""
 
 
 @dataclass(frozen=True, slots=True)

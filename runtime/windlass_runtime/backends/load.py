@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import torch
 
 from windlass_contract import memory
-from windlass_contract.launch_spec import INTEGERS, Device, Precision
+from windlass_contract.launch_spec import INTEGERS, Device, Precision, SparseActivation
 from windlass_contract.layer_split import LayerSplit, split_layers
 from windlass_kernels import ops
 from windlass_runtime.backends.torch_backend import TorchBackend
 from windlass_runtime.checkpoint.config import read_spec
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.checkpoint.tensors import CheckpointTensors
-from windlass_runtime.errors import CapacityError, RecipeError
+from windlass_runtime.errors import CapacityError, GateError, RecipeError
 from windlass_runtime.kv.store import PageStore, choose_page_count, plan_layout
 from windlass_runtime.model.arithmetic import Arithmetic
 from windlass_runtime.model.decoder import Decoder, Stage
 from windlass_runtime.model.kernel_arithmetic import KernelArithmetic
+from windlass_runtime.model.sparse_step import SparseLayers
 from windlass_runtime.model.torch_arithmetic import TorchArithmetic
 from windlass_runtime.model.weights import load_weights, weight_parts
+from windlass_runtime.quant.data_free import DataFreeTensors
 from windlass_runtime.quant.find import open_overlay
-from windlass_runtime.quant.recipe import TensorRecipe
+from windlass_runtime.quant.recipe import RecipeTensors, TensorRecipe
+from windlass_runtime.sparsity.find import find_gate, open_gates
+from windlass_runtime.sparsity.gate import GateTensors
 
 _DTYPES: Final[Mapping[Precision, torch.dtype]] = {
     Precision.FP32: torch.float32,
@@ -48,6 +53,8 @@ def load_backend(
     device_count: int = 1,
     precision: Precision = Precision.AUTO,
     recipe: Path | None = None,
+    sparse_activation: SparseActivation = SparseActivation.OFF,
+    gate: Path | None = None,
     cache_bytes: int = 0,
     cache_bits: int = 0,
     max_running_requests: int = 64,
@@ -57,10 +64,13 @@ def load_backend(
     """Load a checkpoint. The arguments are the fields of LaunchSpec with the same names.
 
     recipe  a folder with the recipe to follow; None looks beside the checkpoint if the precision is one of integers
-    Raises CheckpointError for the folder, RecipeError for the recipe, CapacityError for the machine.
+    gate    a folder with the gate to follow; None looks beside the checkpoint if sparse activation is on
+    Raises CheckpointError for the folder, RecipeError for the recipe, GateError for the gate, CapacityError for the
+    machine.
     """
     spec = read_spec(folder)
     targets = _find_devices(device, device_count)
+    _allow_sparsity(sparse_activation, targets[0])
     dtype = choose_dtype(precision, spec, targets[0])
     limit = min(max_sequence_tokens, spec.max_positions) if max_sequence_tokens else spec.max_positions
     preset = precision.value if precision in INTEGERS else None
@@ -68,6 +78,7 @@ def load_backend(
         torch.inference_mode(),
         CheckpointTensors(folder, spec) as tensors,
         open_overlay(folder, spec, tensors, preset, _allow_recipe(recipe, precision)) as overlay,
+        _open_gates(folder, spec, tensors, overlay, gate, sparse_activation) as gates,
     ):
         kernels = device is Device.CPU and bool(ops.available())
         # The kernels widen weights as they read them: half formats stay half as large and cost no accuracy.
@@ -77,7 +88,7 @@ def load_backend(
         # The kernels keep activations and norms in FP32; torch wants one format throughout.
         norm_dtype = torch.float32 if kernels else dtype
         weights = load_weights(
-            spec, tensors, dtype=weight_dtype, norm_dtype=norm_dtype, devices=devices, overlay=overlay
+            spec, tensors, dtype=weight_dtype, norm_dtype=norm_dtype, devices=devices, overlay=overlay, gates=gates
         )
     if cache_bits and len(targets) > 1:
         raise CapacityError(f"key/value cache of {cache_bits} bits: expected one device, found {len(targets)}")
@@ -103,7 +114,35 @@ def load_backend(
         return KernelArithmetic(spec) if kernels else TorchArithmetic(spec, target, dtype)
 
     stages = [Stage(layers, target, arithmetic(target)) for target, layers in zip(targets, split.stages, strict=True)]
-    return TorchBackend(Decoder(spec, weights, stages), store, limit)
+    chains = [layer.feed_forward for layer in weights.layers if layer.feed_forward.selection is not None]
+    activation = SparseLayers(chains) if chains else None
+    return TorchBackend(Decoder(spec, weights, stages), store, limit, activation)
+
+
+def _allow_sparsity(wanted: SparseActivation, device: torch.device) -> None:
+    if wanted is not SparseActivation.OFF and device.type != "cpu":
+        raise GateError(
+            f"sparse activation: expected device cpu, found {device}; no kernels there would make it faster: set it to "
+            f"{SparseActivation.OFF}"
+        )
+
+
+@contextlib.contextmanager
+def _open_gates(
+    folder: Path,
+    spec: ModelSpec,
+    tensors: CheckpointTensors,
+    overlay: RecipeTensors | DataFreeTensors | None,
+    chosen: Path | None,
+    wanted: SparseActivation,
+) -> Iterator[GateTensors | None]:
+    """The gate that sparse activation asks for; None while it is off."""
+    if wanted is SparseActivation.OFF:
+        yield None
+        return
+    place = find_gate(folder, None if overlay is None else overlay.preset, chosen)
+    with open_gates(folder, spec, tensors, overlay, place, wanted.lower()) as gates:
+        yield gates
 
 
 def choose_dtype(precision: Precision, spec: ModelSpec, device: torch.device) -> torch.dtype:

@@ -25,8 +25,8 @@ _CHUNK_BYTES: Final = 32 * 2**20
 """Mapped bytes that may be resident at once while reading."""
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_READABLE: Final[Mapping[str, torch.dtype]] = {**DTYPES, "I8": torch.int8, "U8": torch.uint8}
-"""Formats of recipes: those of checkpoints, and codes."""
+_READABLE: Final[Mapping[str, torch.dtype]] = {**DTYPES, "I8": torch.int8, "U8": torch.uint8, "I32": torch.int32}
+"""Formats of recipes and gates: those of checkpoints, codes, and indices."""
 _ITEM_SIZES: Final[Mapping[str, int]] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,

@@ -6,20 +6,19 @@ when its tensors, its hidden states, and then the progress file have their names
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from windlass_kernels.feed_forward import Projection
 from windlass_runtime.checkpoint import layout
 from windlass_runtime.checkpoint.config import read_spec
 from windlass_runtime.checkpoint.spec import ModelSpec
@@ -29,7 +28,8 @@ from windlass_runtime.errors import CalibrationError, QualityMissed
 from windlass_runtime.jobs import quality
 from windlass_runtime.jobs.stream import CPU, InputWatch, LayerStream, choose_arithmetic
 from windlass_runtime.jobs.texts import Windows, read_texts
-from windlass_runtime.model.weights import LayerReader, LayerWeights, Overlay, Projection, weight_bytes
+from windlass_runtime.jobs.work_folder import Report, WorkFolder, replace_folder
+from windlass_runtime.model.weights import LayerReader, LayerWeights, Overlay, weight_bytes
 from windlass_runtime.quant import rounding
 from windlass_runtime.quant.data_free import read_matrix, round_plainly
 from windlass_runtime.quant.formats import PRESETS, SNR_FLOORS_DB, STORED, Format, Part, Thresholds
@@ -48,10 +48,7 @@ from windlass_runtime.quant.recipe import (
 from windlass_runtime.quant.unit import UnitResult, quantize_unit
 from windlass_runtime.tokenizer import Tokenizer
 
-PROGRESS_FILE: Final = "progress.json"
 Hidden = NDArray[np.float32]
-Report = Callable[[int, int, str], None]
-"""Steps done, steps in all, and what comes next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +107,7 @@ def calibrate(
         recipe = run.finish(work.path / "recipe")
     misses = quality.find_misses(recipe.quality, recipe.thresholds) if recipe.quality else []
     place = target.with_name(target.name + ".rejected") if misses else target
-    _replace(work.path / "recipe", place)
+    replace_folder(work.path / "recipe", place)
     shutil.rmtree(work.path)
     if misses:
         raise QualityMissed(describe_misses(place, recipe, misses))
@@ -143,71 +140,6 @@ def _identify(digest: str, texts: tuple[Windows, Windows], options: CalibrationO
     }
 
 
-class WorkFolder:
-    """What is done so far, on disk. Files get their names when they are whole."""
-
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
-        self.path = path
-        self.identity = identity
-        self.layers_done = -1
-        """Layers finished; -1 before the embedding."""
-        self.layer_snr_db: list[float] = []
-
-    @classmethod
-    def open(cls, path: Path, identity: dict[str, Any], restart: bool) -> WorkFolder:
-        """Go on where the same calibration stopped. Raises CalibrationError if another one left the folder."""
-        folder, progress = cls(path, identity), path / PROGRESS_FILE
-        if restart and path.exists():
-            shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        if progress.exists():
-            found = json.loads(progress.read_bytes())
-            _refuse_other(path, identity, found["identity"])
-            folder.layers_done, folder.layer_snr_db = found["layers_done"], found["layer_snr_db"]
-        return folder
-
-    def hidden(self, layers: int) -> Path:
-        """Hidden states after so many layers."""
-        return self.path / f"hidden-{layers}.npy"
-
-    def part(self, name: str) -> Path:
-        return self.path / f"part-{name}.safetensors"
-
-    def write_part(self, name: str, partial: PartialRecipe) -> None:
-        """Keep finished tensors; their entries lie beside them."""
-        with self.replacing(self.part(name)) as path:
-            write_tensors(path, partial.stored())
-        with self.replacing(self.part(name).with_suffix(".json")) as path:
-            path.write_text(json.dumps({key: dataclasses.asdict(entry) for key, entry in partial.entries.items()}))
-
-    def commit(self, layers_done: int, snr_db: float | None) -> None:
-        """From here on a restart begins after this layer."""
-        if snr_db is not None:
-            self.layer_snr_db.append(snr_db)
-        self.layers_done = layers_done
-        state = {"identity": self.identity, "layers_done": layers_done, "layer_snr_db": self.layer_snr_db}
-        with self.replacing(self.path / PROGRESS_FILE) as path:
-            path.write_text(json.dumps(state))
-        self.hidden(layers_done - 1).unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def replacing(self, path: Path) -> Iterator[Path]:
-        """A name to write under; the file gets `path` when the block ends well."""
-        written = path.with_name(path.name + ".writing")
-        yield written
-        os.replace(written, path)
-
-
-def _refuse_other(path: Path, expected: dict[str, Any], found: dict[str, Any]) -> None:
-    expected = json.loads(json.dumps(expected))
-    changed = [key for key in expected if expected[key] != found.get(key)]
-    if changed:
-        raise CalibrationError(
-            f"{path}: expected the work of this calibration, found one with another {', '.join(changed)}; "
-            "repeat that one, or start anew with --restart"
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class _Calibration:
     spec: ModelSpec
@@ -221,10 +153,10 @@ class _Calibration:
         """Embedding and all layers that are not done yet."""
         steps = self.spec.layer_count + 2
         stream = LayerStream(self.spec, choose_arithmetic(self.spec), self.texts[0].tokens.shape[1])
-        if self.work.layers_done < 0:
+        if self.work.steps_done < 0:
             report(0, steps, "embedding")
             self._embed(stream)
-        for layer in range(self.work.layers_done, self.spec.layer_count):
+        for layer in range(self.work.steps_done, self.spec.layer_count):
             report(layer + 1, steps, f"layer {layer + 1} of {self.spec.layer_count}")
             self._quantize_layer(stream, layer)
         report(steps - 1, steps, "head and quality")
@@ -279,7 +211,7 @@ class _Calibration:
         stream.embed(tokens, self._reader().read_embedding(), hidden[0])
         stream.embed(tokens, self._reader(partial).read_embedding(), hidden[1])
         self._keep_hidden(0, hidden)
-        self.work.write_part("embedding", partial)
+        self._write_part("embedding", partial)
         self.work.commit(0, None)
 
     def _quantize_layer(self, stream: LayerStream, layer: int) -> None:
@@ -296,8 +228,15 @@ class _Calibration:
         stream.run(layer, self._reader(partial).read_layer(layer), before[1], after[1])
         snr_db = _energy_ratio_db(after)
         self._keep_hidden(layer + 1, after)
-        self.work.write_part(str(layer), partial)
+        self._write_part(str(layer), partial)
         self.work.commit(layer + 1, snr_db)
+
+    def _write_part(self, name: str, partial: PartialRecipe) -> None:
+        """Keep finished tensors; their entries lie beside them."""
+        with self.work.replacing(self.work.part(name)) as path:
+            write_tensors(path, partial.stored())
+        with self.work.replacing(self.work.part(name).with_suffix(".json")) as path:
+            path.write_text(json.dumps({key: dataclasses.asdict(entry) for key, entry in partial.entries.items()}))
 
     def _watch(self, layer: int, weights: LayerWeights) -> tuple[InputWatch, list[Projection]]:
         projections = [weights.query_key_value, weights.output, weights.gate_up, weights.down]
@@ -317,7 +256,7 @@ class _Calibration:
             architecture=self.spec.architecture,
             data={key: value for key, value in self.work.identity.items() if key not in ("model", "version")},
             tensors=entries,
-            layer_snr_db=tuple(round(value, 2) for value in self.work.layer_snr_db),
+            layer_snr_db=tuple(round(value, 2) for value in self.work.notes),
             thresholds=self.options.thresholds,
             quality=self._measure(hidden, place / DATA_FILE, entries),
             sizes=self._sizes(entries),
@@ -344,7 +283,7 @@ class _Calibration:
                 static_inputs=False,
             )
             partial.add_unit((layout.HEAD,), [matrix], finished)
-        self.work.write_part("head", partial)
+        self._write_part("head", partial)
 
     def _join_parts(self, path: Path) -> dict[str, TensorRecipe]:
         entries: dict[str, TensorRecipe] = {}
@@ -386,13 +325,3 @@ def _energy_ratio_db(hidden: Hidden) -> float:
         signal += float(np.square(exact, dtype=np.float64).sum())
         noise += float(np.square(exact - rounded, dtype=np.float64).sum())
     return rounding.ratio_db(signal, noise)
-
-
-def _replace(source: Path, target: Path) -> None:
-    """Put a finished folder in the place of one that may be there."""
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(source, target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -5,19 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from windlass_runtime.checkpoint.source import resolve_model
-from windlass_runtime.jobs.calibrate import CalibrationOptions, Report, calibrate
+from windlass_runtime.jobs.calibrate import CalibrationOptions, calibrate
+from windlass_runtime.jobs.progress import show_progress
 from windlass_runtime.quant.formats import PRESETS, Format, Part
 from windlass_runtime.quant.recipe import Quality, Recipe
 
@@ -34,7 +31,7 @@ def run(
 ) -> None:
     """Calibrate and print. Raises RuntimeFault."""
     options, started = parse_options(chosen), time.perf_counter()
-    with _progress(quiet=as_json) as report:
+    with show_progress("calibrating", quiet=as_json) as report:
         recipe = calibrate(resolve_model(model), data, heldout, target, options, restart=restart, report=report)
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     figures = {"seconds": round(time.perf_counter() - started, 1), "peak_bytes": peak_bytes}
@@ -110,19 +107,3 @@ def _quality_lines(quality: Quality) -> Iterator[str]:
     )
     for name, (before, after) in quality.probes.items():
         yield f"probe    {name}: {before:.1%} -> {after:.1%}"
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Report]:
-    """A bar on a terminal, a line a step elsewhere, nothing when JSON is wanted."""
-    console = Console(stderr=True)
-    if quiet:
-        yield lambda *_: None
-        return
-    if not console.is_terminal:
-        yield lambda done, steps, text: print(f"{done}/{steps} {text}", file=sys.stderr)  # noqa: T201
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("calibrating")
-        yield lambda done, steps, text: progress.update(task, completed=done, total=steps, description=text)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from windlass_kernels.feed_forward import Projection
 from windlass_runtime.jobs.texts import Tokens
 from windlass_runtime.model.arithmetic import Arithmetic
-from windlass_runtime.model.weights import Projection
 from windlass_runtime.quant.formats import Thresholds
 from windlass_runtime.quant.recipe import Quality, TensorRecipe
 

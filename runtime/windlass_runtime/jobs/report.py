@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ from windlass_runtime.backends.load import load_backend
 from windlass_runtime.errors import RecipeError
 from windlass_runtime.jobs import plots
 from windlass_runtime.quant.recipe import Quality, Recipe, read_recipe
+from windlass_runtime.sparsity.gate import Gate, Target, read_gate
 
 PROMPT_TOKENS: Final = 16
 REFERENCE: Final = "FP32"
@@ -74,14 +75,25 @@ def _decode_once(backend: Backend, clock: Callable[[], float], steps: int = 24) 
     return steps / (clock() - started)
 
 
-def write_report(subjects: Sequence[Subject], speeds: dict[str, float], target: Path) -> dict[str, Any]:
+def read_gates(folders: Sequence[Path]) -> dict[str, Gate]:
+    """Gates by the name they have in charts. Raises GateError."""
+    return {name: read_gate(folder) for name, folder in zip(_names(folders), folders, strict=True)}
+
+
+def write_report(
+    subjects: Sequence[Subject], speeds: dict[str, float], target: Path, gates: Mapping[str, Gate] | None = None
+) -> dict[str, Any]:
     """Write the charts and `report.json` into `target`; returns the figures."""
     target.mkdir(parents=True, exist_ok=True)
-    (target / "error-by-layer.svg").write_text(_draw_layers(subjects))
-    (target / "size-and-quality.svg").write_text(_draw_sizes(subjects))
+    if subjects:
+        (target / "error-by-layer.svg").write_text(_draw_layers(subjects))
+        (target / "size-and-quality.svg").write_text(_draw_sizes(subjects))
     if speeds:
         (target / "speed-and-quality.svg").write_text(_draw_speeds(subjects, speeds))
     figures: dict[str, Any] = {"recipes": {subject.name: _figures(subject, speeds) for subject in subjects}}
+    if gates:
+        (target / "density-and-quality.svg").write_text(_draw_densities(gates))
+        figures["gates"] = {name: [_gate_figures(item) for item in gate.targets] for name, gate in gates.items()}
     if REFERENCE in speeds:
         figures["reference_tokens_per_s"] = speeds[REFERENCE]
     (target / "report.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
@@ -98,6 +110,25 @@ def _figures(subject: Subject, speeds: dict[str, float]) -> dict[str, Any]:
         "top1_agreement": quality.top1_agreement,
         "tokens_per_s": speeds.get(subject.name),
     }
+
+
+def _gate_figures(target: Target) -> dict[str, Any]:
+    return {
+        "mass": target.mass,
+        "density": target.density,
+        "recall": target.recall,
+        "perplexity_loss": target.quality.perplexity_loss,
+        "top1_agreement": target.quality.top1_agreement,
+    }
+
+
+def _draw_densities(gates: Mapping[str, Gate]) -> str:
+    points = [
+        plots.Point(100 * item.density, 100 * item.quality.perplexity_loss, f"{name} {item.mass:.0%}")
+        for name, gate in gates.items()
+        for item in gate.targets
+    ]
+    return _draw_losses("Density against quality", "blocks of sparse layers that a token uses, %", points)
 
 
 def _draw_layers(subjects: Sequence[Subject]) -> str:
@@ -127,11 +158,24 @@ def _draw_losses(title: str, x_name: str, points: list[plots.Point]) -> str:
 
 def render_table(figures: dict[str, Any]) -> str:
     """The figures for people."""
-    lines = ["recipe            MB  share    loss  divergence  top-1  tokens/s"]
-    for name, row in figures["recipes"].items():
-        speed = "-" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:.0f}"
-        lines.append(
-            f"{name:12} {row['bytes'] / 1e6:7.1f} {row['share_of_checkpoint']:6.0%} {row['perplexity_loss']:7.2%}"
-            f" {row['divergence']:11.4f} {row['top1_agreement']:6.1%} {speed:>9}"
-        )
+    lines = [_recipe_line(name, row) for name, row in figures["recipes"].items()]
+    if lines:
+        lines.insert(0, "recipe            MB  share    loss  divergence  top-1  tokens/s")
+    for name, targets in figures.get("gates", {}).items():
+        lines += ["gate           aim density  recall    loss  top-1", *(_target_line(name, row) for row in targets)]
     return "\n".join(lines)
+
+
+def _recipe_line(name: str, row: dict[str, Any]) -> str:
+    speed = "-" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:.0f}"
+    return (
+        f"{name:12} {row['bytes'] / 1e6:7.1f} {row['share_of_checkpoint']:6.0%} {row['perplexity_loss']:7.2%}"
+        f" {row['divergence']:11.4f} {row['top1_agreement']:6.1%} {speed:>9}"
+    )
+
+
+def _target_line(name: str, row: dict[str, Any]) -> str:
+    return (
+        f"{name:12} {row['mass']:5.0%} {row['density']:7.1%} {row['recall']:7.1%} {row['perplexity_loss']:7.2%} "
+        f"{row['top1_agreement']:6.1%}"
+    )

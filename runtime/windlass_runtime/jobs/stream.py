@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import torch
 
 from windlass_kernels import ops
+from windlass_kernels.feed_forward import Projection
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.jobs.texts import Tokens
 from windlass_runtime.kv.store import PageStore, float_layout, sequence_pages
@@ -17,9 +18,10 @@ from windlass_runtime.model.arithmetic import Arithmetic, Attention
 from windlass_runtime.model.decoder import decode_layer
 from windlass_runtime.model.kernel_arithmetic import KernelArithmetic
 from windlass_runtime.model.ragged import RaggedStep, lay_out
+from windlass_runtime.model.sparse_step import SparseLayers, SparseStep
 from windlass_runtime.model.tails import TailStep
 from windlass_runtime.model.torch_arithmetic import TorchArithmetic
-from windlass_runtime.model.weights import LayerWeights, Matrix, Projection
+from windlass_runtime.model.weights import LayerWeights, Matrix
 from windlass_runtime.quant.equalize import InputStatistics
 
 CPU: Final = torch.device("cpu")
@@ -39,6 +41,7 @@ class _Window:
     token_ids: tuple[int, ...]
     page_table: tuple[int, ...]
     start: int = 0
+    prompt_tokens: int = 0
 
 
 class LayerStream:
@@ -64,21 +67,27 @@ class LayerStream:
         weights: LayerWeights,
         before: np.ndarray,
         after: np.ndarray | None,
-        watch: InputWatch | None = None,
+        watch: Watch | None = None,
+        activation: SparseLayers | None = None,
     ) -> None:
-        """From `before` to `after`, both [S, L, E]; without `after` only to watch."""
+        """From `before` to `after`, both [S, L, E]; without `after` only to watch.
+
+        activation  lets every token leave out blocks of neurons, as one that was generated would
+        """
         arithmetic = self._arithmetic if watch is None else _Watching(self._arithmetic, watch)
         for first, last in self._batches(len(before)):
             residual = torch.from_numpy(np.array(before[first:last], np.float32).reshape(-1, before.shape[-1]))
             normed = arithmetic.norm(residual, weights.attention_norm)
+            windows = self._windows(last - first)
             delta = decode_layer(
                 arithmetic,
-                arithmetic.begin(self._lay_out(last - first), None),
+                arithmetic.begin(lay_out(windows, CPU), None),
                 residual,
                 normed,
                 weights,
                 self._store.layers[0],
                 self._spec.windows[layer],
+                None if activation is None else activation.begin(windows, CPU),
             )
             if after is not None:
                 after[first:last] = residual.add_(delta).reshape(after[first:last].shape).numpy()
@@ -87,10 +96,18 @@ class LayerStream:
         for first in range(0, count, self._together):
             yield first, min(first + self._together, count)
 
-    def _lay_out(self, windows: int) -> RaggedStep:
+    def _windows(self, count: int) -> list[_Window]:
         pages = sequence_pages(self._length)
-        tables = (tuple(range(index * pages, (index + 1) * pages)) for index in range(windows))
-        return lay_out([_Window((0,) * self._length, table) for table in tables], CPU)
+        tables = (tuple(range(index * pages, (index + 1) * pages)) for index in range(count))
+        return [_Window((0,) * self._length, table) for table in tables]
+
+
+class Watch(Protocol):
+    """Sees what goes into each product of a layer."""
+
+    def see(self, projection: Projection, inputs: torch.Tensor) -> None:
+        """inputs  [T, K] valid during the call only."""
+        ...
 
 
 class InputWatch:
@@ -148,7 +165,7 @@ class _Watching:
     """An Arithmetic that shows what goes into each product."""
 
     inner: Arithmetic
-    watch: InputWatch
+    watch: Watch
 
     def project(self, inputs: torch.Tensor, projection: Projection) -> torch.Tensor:
         self.watch.see(projection, inputs)
@@ -166,5 +183,8 @@ class _Watching:
     def add_norm(self, residual: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return self.inner.add_norm(residual, delta, weight)
 
-    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        return self.inner.gate(gate_up)
+    def feed_forward(
+        self, inputs: torch.Tensor, weights: LayerWeights, _hints: torch.Tensor, _sparse: SparseStep | None
+    ) -> torch.Tensor:
+        gated = ops.silu_mul(self.project(inputs, weights.gate_up).float())
+        return self.project(gated, weights.down)

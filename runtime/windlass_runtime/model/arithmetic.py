@@ -6,10 +6,12 @@ from typing import Protocol
 
 import torch
 
+from windlass_kernels.feed_forward import Projection
 from windlass_runtime.kv.store import Layer
 from windlass_runtime.model.ragged import RaggedStep
+from windlass_runtime.model.sparse_step import SparseStep
 from windlass_runtime.model.tails import TailStep
-from windlass_runtime.model.weights import LayerWeights, Matrix, Projection
+from windlass_runtime.model.weights import LayerWeights, Matrix
 
 
 class Attention(Protocol):
@@ -53,6 +55,12 @@ class Arithmetic(Protocol):
         """Add `delta` to `residual` in place, and return the norm of the sum; all [T, E]. Consumes `delta`."""
         ...
 
-    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """SiLU of the first half times the second: [T, 2 F] to [T, F]."""
+    def feed_forward(
+        self, inputs: torch.Tensor, weights: LayerWeights, hints: torch.Tensor, sparse: SparseStep | None
+    ) -> torch.Tensor:
+        """Gate, SiLU, up and down: [T, E] to [T, E].
+
+        hints   [T, E]  the layer's own normed input, from which the blocks that a token wants are predicted
+        sparse  None where all tokens use all blocks; else `weights.feed_forward` may hold a selection
+        """
         ...

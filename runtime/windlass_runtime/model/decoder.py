@@ -15,6 +15,7 @@ from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.kv.store import Layer, PageStore
 from windlass_runtime.model.arithmetic import Arithmetic, Attention
 from windlass_runtime.model.ragged import RaggedStep
+from windlass_runtime.model.sparse_step import SparseStep
 from windlass_runtime.model.tails import TailStep
 from windlass_runtime.model.weights import LayerWeights, Weights
 
@@ -39,21 +40,27 @@ class Decoder:
         self.stages = tuple(stages)
 
     def forward(
-        self, step: RaggedStep, store: PageStore, logit_rows: torch.Tensor, tails: TailStep | None = None
+        self,
+        step: RaggedStep,
+        store: PageStore,
+        logit_rows: torch.Tensor,
+        tails: TailStep | None = None,
+        sparse: SparseStep | None = None,
     ) -> torch.Tensor:
         """Compute a step and write its keys and values into the store.
 
         step              on the first stage's device; `logit_rows` and the result are on the last one's
         tails             needed for a store with layers of 4 or 8 bits, which are all on one device
         logit_rows  [N] int64     indices into the step's T tokens whose logits are wanted
+        sparse      which tokens may leave out blocks of neurons; None for none of them
         returns     [N, V] float32, newly allocated
         """
         first, *others = self.stages
         residual = first.arithmetic.embed(step.token_ids, self.weights.embedding)
-        delta = self._run(first, step, store, residual, None, tails)
+        delta = self._run(first, step, store, residual, None, tails, sparse)
         for stage in others:
             step, residual, delta = step.on(stage.device), residual.to(stage.device), delta.to(stage.device)
-            delta = self._run(stage, step, store, residual, delta, tails)
+            delta = self._run(stage, step, store, residual, delta, tails, sparse)
         return self._logits(residual.index_select(0, logit_rows), delta.index_select(0, logit_rows))
 
     def _run(
@@ -64,6 +71,7 @@ class Decoder:
         residual: torch.Tensor,
         delta: torch.Tensor | None,
         tails: TailStep | None,
+        sparse: SparseStep | None,
     ) -> torch.Tensor:
         """Layers of one stage.
 
@@ -78,9 +86,8 @@ class Decoder:
                 normed = arithmetic.norm(residual, weights.attention_norm)
             else:
                 normed = arithmetic.add_norm(residual, delta, weights.attention_norm)
-            delta = decode_layer(
-                arithmetic, attention, residual, normed, weights, store.layers[index], self.spec.windows[index]
-            )
+            window = self.spec.windows[index]
+            delta = decode_layer(arithmetic, attention, residual, normed, weights, store.layers[index], window, sparse)
         assert delta is not None
         return delta
 
@@ -100,6 +107,7 @@ def decode_layer(
     weights: LayerWeights,
     pages: Layer,
     window: int | None,
+    sparse: SparseStep | None = None,
 ) -> torch.Tensor:
     """One layer, from its normed input to what it adds to the residual.
 
@@ -111,8 +119,8 @@ def decode_layer(
     delta = arithmetic.project(attended, weights.output)
     if weights.attention_output_norm is not None:
         delta = arithmetic.norm(delta, weights.attention_output_norm)
-    normed = arithmetic.add_norm(residual, delta, weights.feed_forward_norm)
-    delta = arithmetic.project(arithmetic.gate(arithmetic.project(normed, weights.gate_up)), weights.down)
+    inner = arithmetic.add_norm(residual, delta, weights.feed_forward_norm)
+    delta = arithmetic.feed_forward(inner, weights, normed, sparse)
     if weights.feed_forward_output_norm is not None:
         delta = arithmetic.norm(delta, weights.feed_forward_output_norm)
     return delta

@@ -9,12 +9,14 @@ import torch
 from torch.nn import functional
 
 from windlass_kernels import ops, packed, quantized_pages
+from windlass_kernels.feed_forward import Projection
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.kv.store import PAGE_TOKENS, Layer, LayerPages, QuantizedLayer
 from windlass_runtime.model.ragged import RaggedStep
 from windlass_runtime.model.rope import inverse_frequencies
+from windlass_runtime.model.sparse_step import SparseStep
 from windlass_runtime.model.tails import TailStep
-from windlass_runtime.model.weights import LayerWeights, Matrix, Projection
+from windlass_runtime.model.weights import LayerWeights, Matrix
 
 
 class KernelArithmetic:
@@ -33,9 +35,7 @@ class KernelArithmetic:
         return functional.embedding(token_ids, table).float()
 
     def project(self, inputs: torch.Tensor, projection: Projection) -> torch.Tensor:
-        if isinstance(projection.weight, packed.PackedWeight):
-            return packed.linear(inputs, projection.weight, projection.bias, input_scale=projection.input_scale)
-        return ops.linear(inputs, projection.weight, projection.bias)
+        return projection.multiply(inputs)
 
     def norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return ops.rms_norm(hidden, weight, self._spec.norm_epsilon)
@@ -43,8 +43,15 @@ class KernelArithmetic:
     def add_norm(self, residual: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return ops.add_rms_norm_(residual, delta, weight, self._spec.norm_epsilon, out=delta)
 
-    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        return ops.silu_mul(gate_up)
+    def feed_forward(
+        self, inputs: torch.Tensor, weights: LayerWeights, hints: torch.Tensor, sparse: SparseStep | None
+    ) -> torch.Tensor:
+        chain = weights.feed_forward
+        if sparse is None or chain.selection is None:
+            return chain.run(inputs)
+        found = chain.run_selected(inputs, hints, sparse.all_rows, with_mass=sparse.is_probed(chain))
+        sparse.note(chain, found)
+        return found.y
 
 
 class KernelAttention:

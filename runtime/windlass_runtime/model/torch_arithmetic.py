@@ -9,15 +9,17 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from windlass_kernels import packed, quantized_pages
+from windlass_kernels import packed, quantized_pages, reference
+from windlass_kernels.feed_forward import Projection, Selected
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.kv.store import PAGE_TOKENS, Layer, QuantizedLayer
 from windlass_runtime.model.paged_attention import DecodingGroup, attend_decoding, attend_span, group_decoding
 from windlass_runtime.model.quantized_attention import attend_quantized_span
 from windlass_runtime.model.ragged import RaggedStep
 from windlass_runtime.model.rope import inverse_frequencies, rotate_, turns_of
+from windlass_runtime.model.sparse_step import SparseStep
 from windlass_runtime.model.tails import TailStep
-from windlass_runtime.model.weights import LayerWeights, Matrix, Projection
+from windlass_runtime.model.weights import LayerWeights, Matrix
 
 
 class TorchArithmetic:
@@ -49,9 +51,22 @@ class TorchArithmetic:
     def add_norm(self, residual: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return self.norm(residual.add_(delta), weight)
 
-    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def feed_forward(
+        self, inputs: torch.Tensor, weights: LayerWeights, hints: torch.Tensor, sparse: SparseStep | None
+    ) -> torch.Tensor:
+        gate_up, selection = self.project(inputs, weights.gate_up), weights.feed_forward.selection
         gate, up = gate_up.chunk(2, dim=-1)
-        return functional.silu(gate).mul_(up)
+        if sparse is None or selection is None:
+            return self.project(functional.silu(gate).mul_(up), weights.down)
+        active = selection.choose(hints, gate_up) | sparse.all_rows[:, None]
+        gated = functional.silu(gate).mul_(up)
+        blocks = active.shape[1]
+        mass = None
+        if sparse.is_probed(weights.feed_forward):
+            mass = reference.block_mass(gated.float(), selection.norms, blocks)
+        found = Selected(self.project(reference.keep_blocks(gated, active), weights.down), active, blocks, mass)
+        sparse.note(weights.feed_forward, found)
+        return found.y
 
 
 class TorchAttention:

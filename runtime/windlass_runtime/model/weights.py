@@ -15,12 +15,14 @@ import torch
 
 from windlass_contract.layer_split import ModelParts
 from windlass_kernels import packed
+from windlass_kernels.feed_forward import FeedForward, Projection
 from windlass_runtime.checkpoint import layout
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.checkpoint.tensors import CheckpointTensors
 from windlass_runtime.errors import RecipeError
 from windlass_runtime.quant.formats import Format
 from windlass_runtime.quant.recipe import TensorRecipe
+from windlass_runtime.sparsity.gate import LayerGate
 
 Matrix = torch.Tensor | packed.PackedWeight
 """[outputs, inputs] in floats, or packed integers"""
@@ -40,17 +42,6 @@ class Overlay(Protocol):
     def codes(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes [N, K] int8 and scales of an integer tensor; see `packed.pack`."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """A dense layer, outputs before inputs as in the checkpoint."""
-
-    weight: Matrix
-    bias: torch.Tensor | None
-    """[outputs]"""
-    input_scale: float = 0.0
-    """One step of statically scaled inputs of a packed weight; 0 chooses per token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +67,16 @@ class LayerWeights:
     """[E, F]"""
     feed_forward_output_norm: torch.Tensor | None
     """[E]"""
+    feed_forward: FeedForward
+    """`gate_up` and `down` as one chain, with a selection of blocks where a gate has one."""
+
+
+class Gates(Protocol):
+    """What is known of the neurons of chosen layers."""
+
+    def layer(self, layer: int) -> LayerGate | None:
+        """None for a layer that stays dense, with its neurons as the checkpoint has them."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +132,14 @@ def load_weights(
     norm_dtype: torch.dtype,
     devices: Sequence[torch.device],
     overlay: Overlay | None = None,
+    gates: Gates | None = None,
 ) -> Weights:
     """Read the model. Peak memory is the result plus one read chunk, or one packed projection unpacked.
 
     devices  one per layer; the embedding is with the first, final norm and head with the last
     """
     assert len(devices) == spec.layer_count
-    first = LayerReader(spec, tensors, dtype, norm_dtype, devices[0], overlay)
+    first = LayerReader(spec, tensors, dtype, norm_dtype, devices[0], overlay, gates)
     last = replace(first, device=devices[-1])
     embedding = first.read_embedding()
     layers = tuple(replace(first, device=device).read_layer(layer) for layer, device in enumerate(devices))
@@ -162,6 +164,7 @@ class LayerReader:
     norm_dtype: torch.dtype
     device: torch.device
     overlay: Overlay | None = None
+    gates: Gates | None = None
 
     def entry(self, name: str) -> TensorRecipe | None:
         """How the overlay keeps a tensor."""
@@ -204,28 +207,50 @@ class LayerReader:
 
     def read_layer(self, layer: int) -> LayerWeights:
         prefix, spec, hidden = layout.layer_prefix(layer), self.spec, self.spec.hidden_size
-        gate_up = ("gate_up_proj",) if spec.fused_gate_up else ("gate_proj", "up_proj")
+        gate = None if self.gates is None else self.gates.layer(layer)
+        gate_up, down = self._read_feed_forward(f"{prefix}mlp.", gate)
         return LayerWeights(
             attention_norm=self.read_norm(f"{prefix}input_layernorm.weight", hidden),
             query_key_value=self._read_query_key_value(f"{prefix}self_attn."),
             query_norm=self._read_head_norm(f"{prefix}self_attn.q_norm.weight"),
             key_norm=self._read_head_norm(f"{prefix}self_attn.k_norm.weight"),
             output=self._read_stacked(
-                (f"{prefix}self_attn.o_proj",), (hidden,), spec.query_heads * spec.head_size, spec.output_bias
+                (f"{prefix}self_attn.o_proj",), (hidden,), spec.query_heads * spec.head_size, spec.output_bias, leave
             ),
             attention_output_norm=self._read_sandwich_norm(f"{prefix}post_self_attn_layernorm.weight"),
             feed_forward_norm=self.read_norm(f"{prefix}post_attention_layernorm.weight", hidden),
-            gate_up=self._read_stacked(
-                tuple(f"{prefix}mlp.{name}" for name in gate_up),
-                (2 * spec.feed_forward_size // len(gate_up),) * len(gate_up),
-                hidden,
-                spec.feed_forward_bias,
-            ),
-            down=self._read_stacked(
-                (f"{prefix}mlp.down_proj",), (hidden,), spec.feed_forward_size, spec.feed_forward_bias
-            ),
+            gate_up=gate_up,
+            down=down,
             feed_forward_output_norm=self._read_sandwich_norm(f"{prefix}post_mlp_layernorm.weight"),
+            feed_forward=FeedForward(gate_up, down, None if gate is None else gate.selection),
         )
+
+    def _read_feed_forward(self, prefix: str, gate: LayerGate | None) -> tuple[Projection, Projection]:
+        """gate_up and down; with a gate, their neurons are in its order."""
+        spec, neurons, bias = self.spec, self.spec.feed_forward_size, self.spec.feed_forward_bias
+        names = ("gate_up_proj",) if spec.fused_gate_up else ("gate_proj", "up_proj")
+        order = torch.arange(neurons) if gate is None else gate.order.to(self.device, torch.int64)
+
+        def reorder_rows(rows: torch.Tensor) -> None:
+            for half in rows.chunk(2):
+                half.copy_(half[order])
+
+        def reorder_columns(matrix: torch.Tensor) -> None:
+            if matrix.dim() == 2:  # biases and scales of rows have none
+                unit = neurons // matrix.shape[1]  # columns that share a scale
+                matrix.copy_(matrix[:, order[::unit] // unit])
+
+        gate_up = self._read_stacked(
+            tuple(prefix + name for name in names),
+            (2 * neurons // len(names),) * len(names),
+            spec.hidden_size,
+            bias,
+            leave if gate is None else reorder_rows,
+        )
+        down = self._read_stacked(
+            (f"{prefix}down_proj",), (spec.hidden_size,), neurons, bias, leave if gate is None else reorder_columns
+        )
+        return gate_up, down
 
     def _read_stacked(
         self,
@@ -233,9 +258,9 @@ class LayerReader:
         outputs: tuple[int, ...],
         inputs: int,
         has_bias: bool,
-        reorder: Callable[[torch.Tensor], None] = lambda _: None,
+        reorder: Callable[[torch.Tensor], None],
     ) -> Projection:
-        """Projections of one input as one; `reorder` permutes the rows of whatever belongs to them, in place."""
+        """Projections of one input as one; `reorder` permutes rows or columns of whatever has them, in place."""
         bias = torch.empty(sum(outputs), dtype=self.dtype, device=self.device) if has_bias else None
         if bias is not None:
             for name, part in zip(names, torch.split(bias, list(outputs)), strict=True):
@@ -287,6 +312,10 @@ class LayerReader:
 
     def _read_sandwich_norm(self, name: str) -> torch.Tensor | None:
         return self.read_norm(name, self.spec.hidden_size) if self.spec.sandwich_norms else None
+
+
+def leave(_: torch.Tensor) -> None:
+    """The order of the checkpoint."""
 
 
 def pair_neighbours(head: torch.Tensor, rotary_size: int) -> None:

@@ -24,6 +24,8 @@ class DataFreeTensors:
         self._spec = spec
         self._tensors = tensors
         self.entries = plan_formats(spec, PRESETS[preset].formats, GROUP)
+        self.preset = preset
+        self.identity = f"rounded to {preset}"
 
     def entry(self, name: str) -> TensorRecipe | None:
         return self.entries.get(name)

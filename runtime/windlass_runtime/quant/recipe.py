@@ -95,9 +95,14 @@ class Recipe:
 class RecipeTensors:
     """The tensors of an open recipe."""
 
-    def __init__(self, file: TensorFile, entries: Mapping[str, TensorRecipe]) -> None:
+    def __init__(
+        self, file: TensorFile, entries: Mapping[str, TensorRecipe], preset: str = "", identity: str = ""
+    ) -> None:
         self.file = file
         self.entries = entries
+        self.preset = preset
+        self.identity = identity
+        """What else depends on exactly these weights is bound to: sha256 of the recipe's data."""
 
     def entry(self, name: str) -> TensorRecipe | None:
         """How a tensor of the checkpoint is kept; None where the checkpoint's own is used."""
@@ -140,7 +145,7 @@ def open_recipe(folder: Path, spec: ModelSpec, digest: str) -> RecipeTensors:
     except RecipeError:
         file.close()
         raise
-    return RecipeTensors(file, recipe.tensors)
+    return RecipeTensors(file, recipe.tensors, recipe.preset, recipe.data_sha256)
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -231,7 +236,7 @@ def _parse_recipe(fields: Fields) -> Recipe:
         tensors={name: _parse_tensor(name, entry) for name, entry in dict(fields.raw("tensors")).items()},
         layer_snr_db=tuple(float(value) for value in fields.raw("layer_snr_db")),
         thresholds=Thresholds(**{name: float(value) for name, value in dict(fields.raw("thresholds")).items()}),
-        quality=None if quality is None else _parse_quality(quality),
+        quality=None if quality is None else parse_quality(quality),
         sizes={str(name): int(size) for name, size in dict(fields.raw("sizes")).items()},
         data_sha256=fields.text("data_sha256", ""),
     )
@@ -252,7 +257,7 @@ def _parse_tensor(name: str, entry: Mapping[str, Any]) -> TensorRecipe:
     return parsed
 
 
-def _parse_quality(values: Mapping[str, Any]) -> Quality:
+def parse_quality(values: Mapping[str, Any]) -> Quality:
     probes = {str(name): (float(before), float(after)) for name, (before, after) in values["probes"].items()}
     return Quality(
         tokens=int(values["tokens"]),

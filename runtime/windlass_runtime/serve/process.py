@@ -139,6 +139,8 @@ async def _load_unless_stopped(
         reuse=spec.cache_reuse is CacheReuse.PREFIX,
     )
     engine = Engine(loaded.backend, loaded.tokenizer, limits, metrics, sampler=loaded.sampler)
+    if loaded.sparsity is not None:
+        metrics.watch_sparsity(loaded.sparsity)
     engine.start()
     return engine, loaded
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from windlass_contract.launch_spec import CacheReuse, Device, LaunchSpec, Precision
+from windlass_contract.launch_spec import CacheReuse, Device, LaunchSpec, Precision, SparseActivation
 from windlass_operator.render.launch import hash_launch
 
 BASE = LaunchSpec(
@@ -19,6 +19,7 @@ OTHER = {
     CacheReuse: CacheReuse.PREFIX,
     Device: Device.CPU,
     Precision: Precision.FP32,
+    SparseActivation: SparseActivation.MAX,
 }
 
 

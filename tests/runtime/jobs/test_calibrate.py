@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(
     place, draw = build_place(tmp_path), random.Random(seed)
     place.calibrate(build_options())
     expected = place.content()
-    monkeypatch.setattr(calibration.os, "replace", _killing(draw, calibration.os.replace))
+    monkeypatch.setattr(os, "replace", _killing(draw, os.replace))
     monkeypatch.setattr(LayerStream, "run", _killing(draw, LayerStream.run))
 
     for _ in range(100):

@@ -15,7 +15,7 @@ import pytest
 
 from support import letters
 from support.checkpoints import write_checkpoint, write_json
-from windlass_runtime.jobs.calibrate import PROGRESS_FILE
+from windlass_runtime.jobs.work_folder import PROGRESS_FILE
 from windlass_runtime.quant.recipe import DATA_FILE, JSON_FILE
 
 COMMAND = [sys.executable, "-m", "windlass_runtime"]

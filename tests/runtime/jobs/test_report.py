@@ -15,6 +15,7 @@ from windlass_runtime.errors import RecipeError
 from windlass_runtime.jobs import plots, report
 from windlass_runtime.quant.formats import PRESETS, Format
 from windlass_runtime.quant.recipe import JSON_FILE, Quality, Recipe, TensorRecipe
+from windlass_runtime.sparsity.gate import Gate, Method, Target
 
 QUALITY = Quality(1000, 10.0, 10.05, 0.002, 0.98, {"copying": (0.8, 0.79)})
 
@@ -38,6 +39,21 @@ def write_recipe(folder: Path, digest: str = "d", quality: Quality | None = QUAL
 
 def texts_of(svg: str) -> list[str]:
     return [element.text or "" for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
+
+
+def test_gates_are_drawn_as_density_against_quality(tmp_path: Path) -> None:
+    targets = tuple(Target(mass, mass - 0.1, mass, QUALITY) for mass in (0.8, 0.95))
+    gate = Gate(Method.PREDICTOR, "d", "as stored", {}, (1,), targets, {"balanced": 1, "max": 0}, {}, "")
+    (tmp_path / "gate").mkdir()
+    (tmp_path / "gate" / "gate.json").write_text(gate.to_json())
+
+    figures = report.write_report([], {}, tmp_path / "out", report.read_gates([tmp_path / "gate"]))
+
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["density-and-quality.svg", "report.json"]
+    assert figures["gates"]["gate"][1]["density"] == pytest.approx(0.85)
+    assert figures["gates"]["gate"][1]["perplexity_loss"] == pytest.approx(0.005)
+    assert {"gate 80%", "gate 95%"} <= set(texts_of((tmp_path / "out" / "density-and-quality.svg").read_text()))
+    assert "gate           95%" in report.render_table(figures)
 
 
 def test_a_report_holds_charts_and_figures_of_every_recipe(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from support.checkpoints import write_checkpoint
 from windlass_contract.launch_spec import Precision
 from windlass_kernels import ops, packed
+from windlass_kernels.feed_forward import Projection
 from windlass_runtime.backends.base import Batch, Row
 from windlass_runtime.backends.load import load_backend
 from windlass_runtime.backends.torch_backend import TorchBackend
@@ -19,7 +20,7 @@ from windlass_runtime.kv.store import PageStore, float_layout
 from windlass_runtime.model.decoder import Decoder, Stage
 from windlass_runtime.model.ragged import lay_out
 from windlass_runtime.model.torch_arithmetic import TorchArithmetic
-from windlass_runtime.model.weights import LayerWeights, Projection, Weights
+from windlass_runtime.model.weights import LayerWeights, Weights
 
 TOKENS = tuple(int(token) for token in torch.randint(0, 101, (30,), generator=torch.Generator().manual_seed(5)))
 SHAPES = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 1}
