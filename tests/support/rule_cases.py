@@ -535,6 +535,16 @@ _SERVICE_CASES = (
         ),
         (service({"cache": {"bits": 4}, "accelerator": {"classes": ["h200"], "count": 2}}),),
     ),
+    RuleCase(
+        "sparsity needs a cpu",
+        inference_service.SPARSITY_NEEDS_A_CPU,
+        "spec.sparsity.mode",
+        (
+            service({"sparsity.mode": "Max"}),
+            service({"sparsity.mode": "Off", "accelerator": {"classes": ["h200"]}}),
+        ),
+        (service({"sparsity.mode": "Balanced", "accelerator": {"classes": ["h200"]}}),),
+    ),
 )
 
 _TENANT_CASES = (

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from windlass_contract.endpoints import RUNTIME_PORT
-from windlass_contract.launch_spec import CacheReuse, Device, LaunchSpec, Precision
+from windlass_contract.launch_spec import CacheReuse, Device, LaunchSpec, Precision, SparseActivation
 from windlass_operator.api.v1alpha1.canary import CanaryStatus
 from windlass_operator.api.v1alpha1.inference_service import CacheReuse as CacheReuseField
-from windlass_operator.api.v1alpha1.inference_service import InferenceService, PodTemplate
+from windlass_operator.api.v1alpha1.inference_service import InferenceService, PodTemplate, SparsityMode
 from windlass_operator.api.v1alpha1.tenant import Tenant
 from windlass_operator.domain.admission import Admission, admit, key_of
 from windlass_operator.domain.canary_plan import (
@@ -416,15 +416,18 @@ def _plan_launch(
     tenant: Tenant | None,
 ) -> LaunchSpec:
     spec, key = service.spec, key_of(service)
+    device = Device.CPU if verdict.candidate is None else Device.CUDA
+    sparsity = spec.sparsity.mode if device is Device.CPU else SparsityMode.OFF  # a canary may try a GPU
     return LaunchSpec(
         model_uri=source.launch_uri if isinstance(source, ModelSource) else spec.model.uri,
         served_name=spec.model.served_name or key.name,
         namespace=key.namespace,
         service=key.name,
         tenant=tenant.metadata.name if tenant else "",
-        device=Device.CPU if verdict.candidate is None else Device.CUDA,
+        device=device,
         device_count=1 if verdict.candidate is None else verdict.candidate.count,
         precision=precision,
+        sparse_activation=SparseActivation(sparsity.value),
         cache_bytes=_cache_bytes(service, verdict, precision),
         cache_bits=stored_bits(spec),
         cache_reuse=CacheReuse.PREFIX if spec.cache.reuse is CacheReuseField.PREFIX else CacheReuse.NONE,

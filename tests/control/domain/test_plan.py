@@ -17,7 +17,7 @@ from support.builders import (
     build_workload,
     service_key,
 )
-from windlass_contract.launch_spec import Device, LaunchSpec, Precision
+from windlass_contract.launch_spec import Device, LaunchSpec, Precision, SparseActivation
 from windlass_operator.domain.fleet import FleetSettings, Platform
 from windlass_operator.domain.plan import Action, ServicePlan, plan_service, plan_services
 from windlass_operator.domain.snapshot import Revision, Snapshot
@@ -76,6 +76,21 @@ def test_a_service_on_a_gpu_gets_class_quota_launch_and_priority():
         drain_timeout_s=90.0,
     )
     assert planned.address == "http://chat.team-a.svc.cluster.local:8000/v1"
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        pytest.param([], SparseActivation.MAX, id="on a cpu"),
+        pytest.param(["h200"], SparseActivation.OFF, id="a canary that tries a gpu stays dense"),
+    ],
+)
+def test_replicas_on_cpus_are_told_how_sparse_to_be(classes, expected):
+    service = build_service(classes=classes, sparsity={"mode": "Max"})
+
+    planned = plan(service, build_tenant(gpus={"h200": 4}), H200, nodes=[NODE])
+
+    assert planned.launch.sparse_activation is expected
 
 
 def test_every_choice_of_a_plan_comes_with_a_reason():
