@@ -145,6 +145,7 @@ class Engine:
                 info.page_tokens,
                 info.max_sequence_tokens,
                 weights=limits.weights,
+                prompts_only=info.is_sparse,
             ),
             self._pool,
             self._scope_of if limits.reuse else None,

@@ -52,6 +52,8 @@ class BackendInfo:
     eos_token_ids: tuple[int, ...]
     weight_bytes: int
     cache_bytes: int
+    is_sparse: bool = False
+    """Whether generated tokens are computed sparsely, and so have other keys and values than in a prompt."""
 
 
 class Backend(Protocol):

@@ -36,6 +36,7 @@ class TorchBackend:
             eos_token_ids=decoder.spec.eos_token_ids,
             weight_bytes=decoder.weights.size_bytes,
             cache_bytes=store.size_bytes,
+            is_sparse=activation is not None,
         )
 
     @property

@@ -16,11 +16,18 @@ from windlass_runtime.scheduling.sequence import Sequence
 class Prefixes:
     """Reuse for a scheduler's sequences. Not thread-safe."""
 
-    def __init__(self, pool: PagePool, page_tokens: int, scope_of: Callable[[str], bytes] | None) -> None:
-        """scope_of names the secret of a tenant's pages (see `derive_scope`); None: nothing is reused."""
+    def __init__(
+        self, pool: PagePool, page_tokens: int, scope_of: Callable[[str], bytes] | None, prompts_only: bool = False
+    ) -> None:
+        """scope_of names the secret of a tenant's pages (see `derive_scope`); None: nothing is reused.
+
+        prompts_only  pages with generated tokens stay with their sequence: keys and values of a generated token differ
+                      from those it would have in a prompt
+        """
         self._pool = pool
         self._page_tokens = page_tokens
         self.scope_of = scope_of
+        self._prompts_only = prompts_only
         self._chains: dict[str, PrefixChain] = {}
 
     def found_pages(self, sequence: Sequence) -> int:
@@ -39,8 +46,9 @@ class Prefixes:
 
     def publish(self, sequence: Sequence, computed_before: int) -> None:
         """Let the pages be found that a step has finished."""
-        first, last = computed_before // self._page_tokens, sequence.computed // self._page_tokens
-        if self.scope_of is None or first == last:
+        first = computed_before // self._page_tokens
+        last = self._shareable(sequence, sequence.computed)
+        if self.scope_of is None or first >= last:
             return
         names = self._chain(sequence).first(sequence.tokens, last)
         pages = list(sequence.page_table)
@@ -53,8 +61,11 @@ class Prefixes:
         self._chains.pop(sequence.sequence_id, None)
 
     def _beginning(self, sequence: Sequence) -> list[bytes]:
-        pages = (len(sequence.tokens) - 1) // self._page_tokens
-        return self._chain(sequence).first(sequence.tokens, pages)
+        return self._chain(sequence).first(sequence.tokens, self._shareable(sequence, len(sequence.tokens) - 1))
+
+    def _shareable(self, sequence: Sequence, tokens: int) -> int:
+        """Whole pages within the first `tokens` that sequences may have in common."""
+        return (min(tokens, sequence.prompt_tokens) if self._prompts_only else tokens) // self._page_tokens
 
     def _chain(self, sequence: Sequence) -> PrefixChain:
         chain = self._chains.get(sequence.sequence_id)

@@ -50,6 +50,8 @@ class Limits:
     """Work that a round of fair sharing grants a tenant of weight 1, in prompt tokens; 0 means that of 64 steps."""
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Shares of tenants relative to each other; 1 for those not named."""
+    prompts_only: bool = False
+    """Whether only pages of prompts may be shared; see `Prefixes`."""
 
 
 class Scheduler:
@@ -66,7 +68,7 @@ class Scheduler:
         self._limits = limits
         quantum = limits.quantum_tokens or _ROUND_STEPS * limits.step_tokens
         self._shares = fair_share.FairShare(quantum, limits.weights)
-        self._prefixes = Prefixes(pages, limits.page_tokens, scope_of)
+        self._prefixes = Prefixes(pages, limits.page_tokens, scope_of, limits.prompts_only)
         self.roster = Roster(
             pages,
             limits.page_tokens,

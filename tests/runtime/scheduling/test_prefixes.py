@@ -22,10 +22,20 @@ VOCABULARY, PAGE = 50, 4
 class House:
     """A scheduler and a backend whose every token depends on all tokens before it, read from the pages."""
 
-    def __init__(self, *, reuse: bool = True, pages: int = 24, step_tokens: int = 9, running: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        reuse: bool = True,
+        pages: int = 24,
+        step_tokens: int = 9,
+        running: int = 3,
+        prompts_only: bool = False,
+    ) -> None:
         scope_of = (lambda tenant: derive_scope(b"0123456789abcdef", tenant)) if reuse else None
         self.pool = PagePool(pages, costly_depth=4)
-        self.scheduler = Scheduler(Limits(step_tokens, running, PAGE, 64), self.pool, scope_of)
+        self.scheduler = Scheduler(
+            Limits(step_tokens, running, PAGE, 64, prompts_only=prompts_only), self.pool, scope_of
+        )
         self.backend = FakeBackend(
             vocabulary_size=VOCABULARY, page_tokens=PAGE, page_count=pages, max_sequence_tokens=64
         )
@@ -85,6 +95,30 @@ def test_a_conversation_finds_its_own_answers_again() -> None:
     house.finish()
 
     assert following.cached_tokens == 16
+
+
+def test_where_generated_tokens_are_computed_otherwise_only_prompts_are_found_again() -> None:
+    house = House(prompts_only=True)
+    house.submit("turn", PROMPT[:10], output=10)
+    house.finish()
+
+    following = house.submit("next", PROMPT[:10] + house.answers["turn"] + [9, 9])
+    house.finish()
+
+    assert following.cached_tokens == 8
+
+
+def test_a_sequence_on_its_way_back_takes_no_pages_of_prompts_for_what_it_generated() -> None:
+    house = House(pages=12, running=2, prompts_only=True)
+    answer = continuation(PROMPT[:8], 16, VOCABULARY)
+    house.submit("prompt", PROMPT[:8] + answer, output=1)
+    house.finish()
+
+    preempted = house.submit("same", PROMPT[:8], output=16)
+    preempted.tokens += answer[:12]
+    house.step()
+
+    assert preempted.cached_tokens == 8
 
 
 def test_without_reuse_nothing_is_found() -> None:
