@@ -579,6 +579,33 @@ SERVICES: Final = Dashboard(
             low=0,
         ),
         Panel(
+            "Sparse activation",
+            (
+                Query(
+                    ratio(
+                        "windlass_sparse_density_ratio_sum", "windlass_sparse_density_ratio_count", _SERVICE, "service"
+                    ),
+                    "blocks used {{service}}",
+                ),
+                Query(
+                    ratio(
+                        "windlass_sparse_recall_ratio_sum", "windlass_sparse_recall_ratio_count", _SERVICE, "service"
+                    ),
+                    "output energy in them {{service}}",
+                ),
+            ),
+            "percentunit",
+            "Sampled; only replicas with a gate report it.",
+            low=0,
+            high=1,
+        ),
+        Panel(
+            "Blocks of sparse layers per second",
+            (Query(total("windlass_sparse_blocks_total", _SERVICE, "service, outcome"), "{{outcome}} {{service}}"),),
+            description="Computed although not wanted: where steps of several sequences share them.",
+            low=0,
+        ),
+        Panel(
             "Time to plan an engine step, 95th percentile",
             (Query(quantile(0.95, "windlass_scheduler_plan_duration_seconds", _SERVICE, "service"), "{{service}}"),),
             "s",
