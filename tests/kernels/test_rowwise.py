@@ -109,7 +109,7 @@ def test_rope_and_store_agrees_with_float64(
 
     tables = angles.cos().double(), angles.sin().double()
     truth = reference.rope_and_store(
-        qkv, *tables, positions, slots, *wide, heads, interleaved, *norms, 1e-6, torch.float64
+        qkv, *tables, positions, slots, *wide, heads, interleaved, *norms, 1e-6, dtype=torch.float64
     )
     # A turn subtracts products of order 1; storing rounds to half an ulp of the page's type.
     torch.testing.assert_close(query.double(), truth, rtol=RELATIVE, atol=2e-6)
