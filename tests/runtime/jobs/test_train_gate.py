@@ -265,7 +265,7 @@ def test_a_gate_that_does_not_fit_is_refused_with_what_was_found(
     place.train()
     path = place.target / JSON_FILE
     path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
-    monkeypatch.setattr(loading, "_find_device", lambda device: torch.device(device.value))
+    monkeypatch.setattr(loading, "_find_devices", lambda device, count: (torch.device(device.value),) * count)
 
     with pytest.raises(GateError, match=message):
         place.load(**load)
