@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.windlass-installed
 PYTEST ?= $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test control-plane e2e conformance verify lock lint format types layers generate manifests images model recipes cuda bench bench-quantized bench-autoscaling bench-control-plane bench-gateway engine-check gpu-check clean
+.PHONY: help setup demo test control-plane e2e conformance verify lock lint format types layers generate manifests images model recipes gates cuda bench bench-quantized bench-autoscaling bench-control-plane bench-gateway engine-check gpu-check clean
 
 help:            ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | sort | expand -t 16
@@ -74,6 +74,10 @@ recipes: $(STAMP) ## calibrate the shipped model's recipes on the project's own 
 	mkdir -p build && cat README.md docs/*.md docs/howto/*.md > build/calibration.txt
 	for precision in int8 int4; do $(BIN)/windlass-runtime calibrate $(TINY) --data build/calibration.txt --heldout $(TINY)/heldout.txt --precision $$precision --recipe $(TINY)/recipes/$$precision || exit 1; done
 	$(BIN)/windlass-runtime report $(TINY)/recipes/int8 $(TINY)/recipes/int4 --target docs/benchmarks/recipes
+
+gates: $(STAMP)  ## train the shipped model's gate of sparse activation on the same documentation: some minutes
+	mkdir -p build && cat README.md docs/*.md docs/howto/*.md > build/calibration.txt
+	$(BIN)/windlass-runtime train-gate $(TINY) --data build/calibration.txt --heldout $(TINY)/heldout.txt --gate $(TINY)/gates/stored
 
 bench: $(STAMP)  ## compare decoding on this CPU with transformers; needs a quiet machine
 	$(BIN)/python benchmarks/cpu_decode.py --output build/cpu_decode.json

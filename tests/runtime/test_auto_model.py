@@ -163,3 +163,16 @@ def test_a_script_that_forgets_to_close_the_model_still_ends_cleanly(folder: Pat
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         AutoModel.from_pretrained(tmp_path / "nothing")
+
+
+def test_the_shipped_model_runs_with_every_saving_at_once() -> None:
+    """Sparse layers by the gate that travels with the model, 4-bit pages, prefixes found again: one answer."""
+    path = Path(__file__).resolve().parents[2] / "examples" / "models" / "windlass-tiny"
+    config = InferenceConfig(sparse_activation=True, kv_cache_quantization=4, enable_cache_reuse=True)
+    prompt = [1, *range(50, 150)]
+
+    with AutoModel.from_pretrained(path, config=config) as model:
+        first, again = (model.generate(prompt, max_length=140) for _ in range(2))
+
+    assert len(first) == 140
+    assert again == first

@@ -105,8 +105,8 @@ def test_torch_agrees_with_the_kernels(
 
     with_torch = compute(load(folder, bits), [70, 200, 201], tuple(range(6)))
 
-    # A tail in float16 against one in float32, which may also move a code by one.
-    assert torch.nn.functional.cosine_similarity(with_kernels, with_torch, dim=0) > 0.999
+    # A tail in float16 against one in float32, which may also move a code by one: of 15 steps or of 255.
+    assert torch.nn.functional.cosine_similarity(with_kernels, with_torch, dim=0) > {4: 0.99, 8: 0.999}[bits]
 
 
 def test_8_bits_are_close_to_floats(folder: Path) -> None:
