@@ -419,6 +419,7 @@ async def test_two_hundred_streams_run_at_once_and_each_gets_its_own_answer(
                 item.proceed.set()
             answers = await asyncio.gather(*asking)
 
-    assert held == [50, 50, 50, 50]
+    assert sum(held) == 200
+    assert max(held) - min(held) <= 2  # a choice in flight is not counted yet
     assert set(answers) == {"".join(f"{name}{n} " for n in range(8)) for name in "abcd"}
     front.gateway.picker.check()

@@ -14,6 +14,7 @@ from windlass_contract import memory
 from windlass_contract.memory import CACHE_SHARE
 from windlass_contract.memory import PAGE_TOKENS as PAGE_TOKENS
 from windlass_contract.memory import sequence_pages as sequence_pages
+from windlass_kernels import ops
 from windlass_kernels.page_format import CODE_BITS, PageFormat
 from windlass_runtime.checkpoint.spec import ModelSpec
 from windlass_runtime.errors import CapacityError, UnsupportedModel
@@ -196,7 +197,7 @@ class PageStore:
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    # Padded reads on a GPU meet positions never written, where anything but a number would spread through the mask.
-    # On a CPU nothing is read before it is written, and memory never touched is never taken.
-    allocate = torch.empty if device.type == "cpu" else torch.zeros
+    # torch's padded reads meet positions never written, where anything but a number would spread through the mask.
+    # Our kernels read nothing before it is written, and memory never touched is never taken.
+    allocate = torch.empty if device.type == "cpu" and ops.available() else torch.zeros
     return allocate(shape, dtype=dtype, device=device)

@@ -48,7 +48,7 @@ def backlog(tenant: str, requests: int, prompt: int, output: int) -> list[Arriva
     return [Arrival(0.0, tenant, prompt, output) for _ in range(requests)]
 
 
-@settings(max_examples=25, deadline=None, phases=NO_SHRINKING)
+@settings(max_examples=25, deadline=None, phases=NO_SHRINKING, derandomize=True)
 @given(
     prompts=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     outputs=st.tuples(st.integers(1, 40), st.integers(1, 40)),
