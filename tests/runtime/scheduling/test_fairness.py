@@ -5,7 +5,7 @@ import math
 import random
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from windlass_runtime.scheduling.scheduler import Limits
@@ -48,7 +48,7 @@ def backlog(tenant: str, requests: int, prompt: int, output: int) -> list[Arriva
     return [Arrival(0.0, tenant, prompt, output) for _ in range(requests)]
 
 
-@settings(max_examples=25, deadline=None, phases=NO_SHRINKING, derandomize=True)
+@settings(max_examples=25, deadline=None, phases=NO_SHRINKING)
 @given(
     prompts=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     outputs=st.tuples(st.integers(1, 40), st.integers(1, 40)),
@@ -56,6 +56,7 @@ def backlog(tenant: str, requests: int, prompt: int, output: int) -> list[Arriva
     quantum=st.integers(1, 600),
     seed=st.integers(0, 100),
 )
+@example(prompts=(1, 1), outputs=(28, 1), weights=(1.0, 1.0), quantum=15, seed=28)  # b's line ends within a step
 def test_the_service_of_two_backlogged_tenants_stays_within_one_quantum_and_one_step(
     prompts: tuple[int, int], outputs: tuple[int, int], weights: tuple[float, float], quantum: int, seed: int
 ) -> None:
@@ -69,13 +70,14 @@ def test_the_service_of_two_backlogged_tenants_stays_within_one_quantum_and_one_
     tenants = replica.scheduler.roster.tenants
     most_per_step = 128 + 2 * 128
 
+    accounts = [tenants[name].account for name in "ab"]
+
     for _ in range(60):
-        if len(tenants) < 2 or not all(len(tenant.waiting) for tenant in tenants.values()):
-            break
         if replica.scheduler.running_count > 100:
             break  # places begin to matter
-        accounts = [tenants[name].account for name in "ab"]
         replica.step()
+        if len(tenants) < 2 or not all(len(tenant.waiting) for tenant in tenants.values()):
+            break  # one asked for no more within this step, so the other may have all of it
         a, b = (account.total / account.weight for account in accounts)
         assert abs(a - b) <= quantum + most_per_step / min(weights)
 
