@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import time
@@ -23,10 +24,11 @@ from typing import Any, Final
 from windlass_runtime.engine.manifest import FILE_NAME, Manifest, parse_manifest
 from windlass_runtime.errors import EngineError
 
+logger = logging.getLogger(__name__)
+
 _LEASE: Final = "lease"
 _LOCKS: Final = ".locks"
 _BUILDING: Final = ".building-"
-_HASH_CHUNK: Final = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +64,31 @@ class EngineStore:
         self.root = root
 
     def find(self, fingerprint: str) -> Entry | None:
-        """The finished plan; None if there is none. Raises EngineError for a damaged manifest."""
-        folder = self.root / fingerprint
-        return _read_entry(folder) if (folder / FILE_NAME).is_file() else None
+        """The finished plan; None if there is none. Raises EngineError for a manifest that cannot be used."""
+        return _read_entry(self.root / fingerprint)
 
     def entries(self) -> list[Entry]:
-        """All finished plans, used last first; damaged ones raise EngineError."""
-        folders = (path.parent for path in self.root.glob(f"*/{FILE_NAME}") if not path.parent.name.startswith("."))
-        return sorted((_read_entry(folder) for folder in folders), key=lambda entry: -entry.last_used_s)
+        """All finished plans, used last first. Those with a manifest that cannot be used are left out; see `scan`."""
+        entries, faults = self.scan()
+        for fault in faults.values():
+            logger.warning("a plan is left out: %s", fault)
+        return entries
+
+    def scan(self) -> tuple[list[Entry], dict[str, EngineError]]:
+        """The same, and by folder what is wrong with the others: damaged, or written by another version."""
+        entries: list[Entry] = []
+        faults: dict[str, EngineError] = {}
+        for path in sorted(self.root.glob(f"*/{FILE_NAME}")):
+            if path.parent.name.startswith("."):
+                continue
+            try:
+                entry = _read_entry(path.parent)
+            except EngineError as exc:
+                faults[path.parent.name] = exc
+                continue
+            if entry is not None:
+                entries.append(entry)
+        return sorted(entries, key=lambda entry: -entry.last_used_s), faults
 
     @contextlib.contextmanager
     def building(self, fingerprint: str, on_wait: Callable[[], None]) -> Iterator[Path]:
@@ -104,7 +123,10 @@ class EngineStore:
             os.replace(target, work / "replaced")
         os.replace(work, target)
         shutil.rmtree(target / "replaced", ignore_errors=True)
-        return _read_entry(target)
+        entry = _read_entry(target)
+        if entry is None:
+            raise EngineError(f"{target}: expected the plan just built, found it evicted; build it again")
+        return entry
 
     @contextlib.contextmanager
     def using(self, entry: Entry) -> Iterator[Entry]:
@@ -172,26 +194,27 @@ def verify_plan(entry: Entry) -> None:
         raise EngineError(
             f"{entry.plan}: expected {entry.manifest.plan_bytes} bytes, found {entry.size}; build it again"
         )
-    digest = hashlib.sha256()
     with entry.plan.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK):
-            digest.update(chunk)
-    if digest.hexdigest() != entry.manifest.plan_sha256:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != entry.manifest.plan_sha256:
         raise EngineError(
-            f"{entry.plan}: expected sha256 {entry.manifest.plan_sha256[:16]}…, found {digest.hexdigest()[:16]}…; "
+            f"{entry.plan}: expected sha256 {entry.manifest.plan_sha256[:16]}…, found {found[:16]}…; "
             "the file is damaged: build it again"
         )
 
 
-def _read_entry(folder: Path) -> Entry:
+def _read_entry(folder: Path) -> Entry | None:
+    """None if there is none, which an eviction by another process may bring about at any moment."""
     path = folder / FILE_NAME
     try:
         manifest = parse_manifest(path.read_text("utf-8"), str(path))
+        plan, lease = folder / manifest.plan_file, folder / _LEASE
+        size = plan.stat().st_size if plan.is_file() else 0
+        return Entry(folder, manifest, size, (lease if lease.exists() else path).stat().st_mtime)
+    except FileNotFoundError:
+        return None
     except (OSError, UnicodeDecodeError) as exc:
         raise EngineError(f"{path}: cannot be read: {exc}") from exc
-    plan, lease = folder / manifest.plan_file, folder / _LEASE
-    size = plan.stat().st_size if plan.is_file() else 0
-    return Entry(folder, manifest, size, (lease if lease.exists() else path).stat().st_mtime)
 
 
 def _try_lock(file: Any, kind: int) -> bool:

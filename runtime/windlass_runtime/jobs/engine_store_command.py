@@ -48,23 +48,22 @@ def inspect_plan(root: Path, fingerprint: str, *, as_json: bool) -> None:
 
 def verify_plans(root: Path, fingerprint: str | None, *, as_json: bool) -> None:
     """Check one or all. Raises EngineError naming the first damaged one, after checking all."""
-    store, first = EngineStore(root), None
-    results: list[dict[str, Any]] = []
-    entries = store.entries() if fingerprint is None else [find_by_prefix(store, fingerprint)]
+    store = EngineStore(root)
+    entries, faults = store.scan() if fingerprint is None else ([find_by_prefix(store, fingerprint)], {})
     for entry in entries:
-        problem = ""
         try:
             verify_plan(entry)
         except EngineError as exc:
-            problem, first = str(exc), first or exc
-        results.append({"fingerprint": entry.manifest.fingerprint, "sound": not problem, "problem": problem})
+            faults[entry.manifest.fingerprint] = exc
+    problems = {entry.manifest.fingerprint: "" for entry in entries} | {name: str(exc) for name, exc in faults.items()}
     if as_json:
+        results = [{"fingerprint": name, "sound": not text, "problem": text} for name, text in problems.items()]
         click.echo(json.dumps({"engines": results}))
     else:
-        for result in results:
-            click.echo(f"{result['fingerprint'][:12]}  {result['problem'] or 'sound'}")
-    if first is not None:
-        raise first
+        for name, text in problems.items():
+            click.echo(f"{name[:12]}  {text or 'sound'}")
+    if faults:
+        raise next(iter(faults.values()))
 
 
 def evict_plans(root: Path, keep_bytes: int, idle_s: float, *, as_json: bool) -> None:

@@ -33,7 +33,6 @@ VERSION: Final = 1
 JSON_FILE: Final = "recipe.json"
 DATA_FILE: Final = "recipe.safetensors"
 GROUPS: Final = (32, 64, 128)
-_HASH_CHUNK: Final = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +181,11 @@ def digest_model(folder: Path, spec: ModelSpec, tensors: CheckpointTensors) -> s
 
 def hash_file(path: Path) -> str:
     """sha256 of a whole file. Raises RecipeError if it cannot be read."""
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(_HASH_CHUNK):
-                digest.update(chunk)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as exc:
         raise RecipeError(f"{path}: cannot be read: {exc.strerror}") from exc
-    return digest.hexdigest()
 
 
 def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:

@@ -176,3 +176,30 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(change: dict[str, Any], me
 
     with pytest.raises(EngineError, match=message):
         parse_manifest(text, FILE_NAME)
+
+
+def test_one_manifest_that_cannot_be_used_hides_no_other_plan(tmp_path: Path) -> None:
+    sound, newer = add_plan(tmp_path), add_plan(tmp_path, capacity=2048)
+    manifest = newer.folder / FILE_NAME
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 2}))
+    store = EngineStore(tmp_path)
+
+    entries, faults = store.scan()
+
+    assert entries == store.entries() == [sound]
+    assert {name: str(fault) for name, fault in faults.items()} == {
+        newer.folder.name: f"{manifest}: version: expected 1, found 2; build again"
+    }
+
+
+def test_a_plan_that_is_evicted_while_the_store_is_read_is_just_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries, store = [add_plan(tmp_path, capacity=capacity) for capacity in (512, 2048)], EngineStore(tmp_path)
+    listed = list(tmp_path.glob(f"*/{FILE_NAME}"))
+    EngineStore(tmp_path).evict(entries[0].size, idle_s=0)
+    monkeypatch.setattr(Path, "glob", lambda _self, _pattern: listed)
+
+    left, faults = store.scan()
+
+    assert (len(left), faults) == (1, {})

@@ -8,12 +8,13 @@ import pytest
 from click.testing import CliRunner
 
 from support.checkpoints import write_checkpoint
-from support.engines import load_rtx_or_skip
+from support.engines import add_plan, load_rtx_or_skip
 from windlass_runtime.engine.graph import DType
 from windlass_runtime.engine.shape import PlanShape, choose_capacity
 from windlass_runtime.errors import EngineError
 from windlass_runtime.jobs.build_engine import bound_memory
 from windlass_runtime.jobs.build_engine_command import plan_requests
+from windlass_runtime.jobs.engine_store_command import verify_plans
 from windlass_runtime.main import command_line
 
 SMALL = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
@@ -51,6 +52,20 @@ def test_a_plan_is_built_once_and_can_be_listed_inspected_and_verified(tmp_path:
     assert first["plan_sha256"] == second["plan_sha256"] == inspected["plan_sha256"]
     assert [entry["fingerprint"] for entry in listed] == [first["fingerprint"]]
     assert [entry["sound"] for entry in verified] == [True]
+
+
+def test_verify_names_plans_without_a_usable_manifest_beside_damaged_and_sound_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound, flipped, unreadable = (add_plan(tmp_path, capacity=capacity) for capacity in (512, 2048, 8192))
+    flipped.plan.write_bytes(b"plam")
+    (unreadable.folder / "manifest.json").write_text("{")
+
+    with pytest.raises(EngineError, match="expected a manifest"):
+        verify_plans(tmp_path, None, as_json=True)
+
+    found = {entry["fingerprint"]: entry["sound"] for entry in json.loads(capsys.readouterr().out)["engines"]}
+    assert found == {sound.folder.name: True, flipped.folder.name: False, unreadable.folder.name: False}
 
 
 @pytest.mark.parametrize(
