@@ -31,14 +31,6 @@ class Bindings:
     version: str
     module: Any
 
-    @property
-    def builds_without_gpu(self) -> bool:
-        return self.kind is Kind.RTX
-
-    @property
-    def has_plugins(self) -> bool:
-        return self.kind is Kind.FULL
-
 
 def load_bindings(wanted: Kind | None, *, has_gpu: bool) -> Bindings:
     """Import one. Without a wish: the full package where it can build, else RTX. Raises EngineUnavailable."""

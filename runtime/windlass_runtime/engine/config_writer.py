@@ -1,4 +1,4 @@
-"""TensorRT's build configuration: targets, profiles, progress. The only file where the two packages differ."""
+"""TensorRT's build configuration: targets, profiles, progress. Only here do builds of the two packages differ."""
 
 from __future__ import annotations
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
-
-import numpy as np
 
 from windlass_runtime.engine import graph as g
 from windlass_runtime.engine.builder_log import BuilderLog
@@ -106,10 +105,9 @@ class Lowering:
 
     def _add_constant(self, value: g.Value, source: g.Source) -> Any:
         stored = as_stored(self._source.read(source, value), value.dtype)
-        sizes = [dim for dim in value.shape if isinstance(dim, int)]
         self.kept.append(stored)
-        weights = self._trt.Weights(self._dtype(value.dtype), stored.ctypes.data, int(np.prod(sizes)))
-        return self._net.add_constant(tuple(sizes), weights)
+        weights = self._trt.Weights(self._dtype(value.dtype), stored.ctypes.data, math.prod(value.sizes))
+        return self._net.add_constant(value.sizes, weights)
 
     def _add_shuffle(self, tensor: Any, before: Any, reshape: tuple[int, ...], after: Any) -> Any:
         layer = self._net.add_shuffle(tensor)

@@ -23,11 +23,11 @@ from windlass_runtime.engine.graph import (
     Function,
     Graph,
     Positions,
-    Recorder,
     RotaryTable,
     Turn,
     Value,
 )
+from windlass_runtime.engine.recorder import Recorder
 from windlass_runtime.quant.formats import Format
 from windlass_runtime.quant.recipe import TensorRecipe
 
@@ -235,7 +235,7 @@ class NetworkWriter:
 
     def _as_batch(self, name: str, matrix: Value) -> Value:
         """[N,K] to [1,N,K], the rank of what it is multiplied with."""
-        return self._net.shuffle(f"{name}.weight", matrix, (1, *_sizes(matrix)), (1, *matrix.shape))
+        return self._net.shuffle(f"{name}.weight", matrix, (1, *matrix.sizes), (1, *matrix.shape))
 
     def _matrix(self, name: str, projection: _Projection) -> Value:
         """A weight [N,K] in the format of arithmetic, from whatever the recipe keeps."""
@@ -270,7 +270,3 @@ class NetworkWriter:
         gains = net.constant(f"{name}.gains", DType.FP32, (*ones, size), FromModel(weight, Field.VALUES, 0, size))
         wide = net.elementwise(f"{name}.wide_result", Binary.MULTIPLY, scaled, gains)
         return net.cast(f"{name}.result", wide, self._math)
-
-
-def _sizes(matrix: Value) -> tuple[int, ...]:
-    return tuple(dim for dim in matrix.shape if isinstance(dim, int))

@@ -15,6 +15,7 @@ from windlass_runtime.engine.graph import DType, Field, Filled, FromModel, Posit
 from windlass_runtime.errors import EngineError
 from windlass_runtime.model.rope import inverse_frequencies
 from windlass_runtime.model.weights import Overlay
+from windlass_runtime.quant.recipe import pack_nibbles
 
 Array = npt.NDArray[Any]
 
@@ -53,16 +54,16 @@ class ModelWeights:
             case FromModel():
                 return self._from_model(source, like)
             case Filled(number):
-                return torch.full(_sizes(like), number, dtype=TORCH[like.dtype])
+                return torch.full(like.sizes, number, dtype=TORCH[like.dtype])
             case Positions():
-                return torch.arange(_sizes(like)[-1], dtype=TORCH[like.dtype]).expand(_sizes(like)).contiguous()
+                return torch.arange(like.sizes[-1], dtype=TORCH[like.dtype]).expand(like.sizes).contiguous()
             case RotaryTable(turn):
-                angles = torch.arange(_sizes(like)[0]).float()[:, None] * inverse_frequencies(self._spec.rope)
+                angles = torch.arange(like.sizes[0]).float()[:, None] * inverse_frequencies(self._spec.rope)
                 return (angles.cos() if turn is Turn.COS else angles.sin()).to(TORCH[like.dtype])
 
     def _from_model(self, source: FromModel, like: Value) -> torch.Tensor:
         if source.field is Field.VALUES:
-            return self._values(source.tensor)[source.first : source.stop].to(TORCH[like.dtype]).reshape(_sizes(like))
+            return self._values(source.tensor)[source.first : source.stop].to(TORCH[like.dtype]).reshape(like.sizes)
         codes, scales = (part[source.first : source.stop] for part in self._codes(source.tensor))
         if source.field is Field.CODES:
             return codes.contiguous()
@@ -92,16 +93,10 @@ def _as_scales(name: str, codes: torch.Tensor, scales: torch.Tensor, like: Value
     return kept
 
 
-def _sizes(value: Value) -> tuple[int, ...]:
-    return tuple(dim for dim in value.shape if isinstance(dim, int))
-
-
 def as_stored(tensor: torch.Tensor, dtype: DType) -> Array:
     """The bytes a builder reads, dense: BF16 as uint16, 4-bit codes two a byte with the low nibble first."""
     if dtype is DType.BF16:
         return tensor.contiguous().view(torch.int16).numpy()
-    array: Array = np.ascontiguousarray(tensor.numpy())
-    if dtype is not DType.INT4:
-        return array
-    nibbles = array.reshape(-1, 2).astype(np.uint8) & 15
-    return np.ascontiguousarray(nibbles[:, 0] | nibbles[:, 1] << 4)
+    if dtype is DType.INT4:
+        tensor = pack_nibbles(tensor)
+    return np.ascontiguousarray(tensor.numpy())

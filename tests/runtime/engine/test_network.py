@@ -6,9 +6,10 @@ import pytest
 
 from support.checkpoints import ARCHITECTURES, build_spec
 from windlass_runtime.checkpoint import layout
-from windlass_runtime.engine.graph import Attend, DType, Field, FromModel, Recorder, value_bytes
+from windlass_runtime.engine.graph import Attend, DType, Field, FromModel, value_bytes
 from windlass_runtime.engine.manifest import tabulate_precision
 from windlass_runtime.engine.network import LOGITS, cache_names, write_network
+from windlass_runtime.engine.recorder import Recorder
 from windlass_runtime.quant.formats import PRESETS, Format
 from windlass_runtime.quant.plan import plan_formats
 from windlass_runtime.quant.recipe import TensorRecipe

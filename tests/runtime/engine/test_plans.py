@@ -18,9 +18,10 @@ from windlass_runtime.engine.bindings import Bindings, Kind, load_bindings
 from windlass_runtime.engine.builder import BuiltPlan, build_plan
 from windlass_runtime.engine.builder_log import BuilderLog, make_logger
 from windlass_runtime.engine.config_writer import ConfigWriter, check_targets
-from windlass_runtime.engine.graph import DType, Filled, Graph, Quantize, Recorder
+from windlass_runtime.engine.graph import DType, Filled, Graph, Quantize
 from windlass_runtime.engine.lowering import Lowering
 from windlass_runtime.engine.plan_text import find_expanding_kernels
+from windlass_runtime.engine.recorder import Recorder
 from windlass_runtime.engine.shape import PlanShape, profile_ranges
 from windlass_runtime.errors import EngineError, EngineMismatch, EngineUnavailable
 from windlass_runtime.quant.formats import PRESETS
