@@ -6,9 +6,9 @@ when its tensors, its hidden states, and then the progress file have their names
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from windlass_kernels.feed_forward import Projection
 from windlass_runtime.checkpoint import layout
@@ -28,7 +27,7 @@ from windlass_runtime.errors import CalibrationError, QualityMissed
 from windlass_runtime.jobs import quality
 from windlass_runtime.jobs.stream import CPU, InputWatch, LayerStream, choose_arithmetic
 from windlass_runtime.jobs.texts import Windows, read_texts
-from windlass_runtime.jobs.work_folder import Report, WorkFolder, replace_folder
+from windlass_runtime.jobs.work_folder import Hidden, Report, WorkFolder, replace_folder
 from windlass_runtime.model.weights import LayerReader, LayerWeights, Overlay, weight_bytes
 from windlass_runtime.quant import rounding
 from windlass_runtime.quant.data_free import read_matrix, round_plainly
@@ -47,8 +46,6 @@ from windlass_runtime.quant.recipe import (
 )
 from windlass_runtime.quant.unit import UnitResult, quantize_unit
 from windlass_runtime.tokenizer import Tokenizer
-
-Hidden = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,19 +184,10 @@ class _Calibration:
     def _read(self, name: str) -> rounding.Floats:
         return read_matrix(self.spec, self.tensors, name)
 
-    def _open(self, layers: int, mode: Any) -> Hidden:
+    def _read_hidden(self, layers: int) -> Hidden:
         """[2, S, L, E]: FP32 and quantised; calibration windows first, then held-out ones."""
-        windows, length = sum(len(text.tokens) for text in self.texts), self.texts[0].tokens.shape[1]
-        path = self.work.hidden(layers) if mode == "r" else self.work.hidden(layers).with_suffix(".writing")
-        shape = (2, windows, length, self.spec.hidden_size)
-        hidden: Hidden = np.lib.format.open_memmap(
-            path, mode=mode, dtype=np.float32, shape=None if mode == "r" else shape
-        )
+        hidden: Hidden = np.load(self.work.hidden(layers), mmap_mode="r")
         return hidden
-
-    def _keep_hidden(self, layers: int, hidden: Hidden) -> None:
-        hidden.flush()  # type: ignore[attr-defined]
-        os.replace(self.work.hidden(layers).with_suffix(".writing"), self.work.hidden(layers))
 
     def _embed(self, stream: LayerStream) -> None:
         partial, tokens = PartialRecipe(), np.concatenate([text.tokens for text in self.texts])
@@ -207,27 +195,26 @@ class _Calibration:
         if entry is not None:
             matrix = self._read(layout.EMBEDDING)
             partial.add_unit((layout.EMBEDDING,), [matrix], UnitResult(entry, (round_plainly(matrix, entry),)))
-        hidden = self._open(0, "w+")
-        stream.embed(tokens, self._reader().read_embedding(), hidden[0])
-        stream.embed(tokens, self._reader(partial).read_embedding(), hidden[1])
-        self._keep_hidden(0, hidden)
+        with self.work.writing_array(self.work.hidden(0), (2, *tokens.shape, self.spec.hidden_size)) as hidden:
+            stream.embed(tokens, self._reader().read_embedding(), hidden[0])
+            stream.embed(tokens, self._reader(partial).read_embedding(), hidden[1])
         self._write_part("embedding", partial)
         self.work.commit(0, None)
 
     def _quantize_layer(self, stream: LayerStream, layer: int) -> None:
-        before, after = self._open(layer, "r"), self._open(layer + 1, "w+")
-        exact = self._reader().read_layer(layer)
-        stream.run(layer, exact, before[0], after[0])
-        quantizer = LayerQuantizer(self.spec, self.plan, SNR_FLOORS_DB, self.options.static_inputs, self._read)
-        watch, projections = self._watch(layer, exact)
-        # Inputs as the quantised layers before this one make them, so that it can make up for what they lost.
-        stream.run(layer, exact, before[1, : len(self.texts[0].tokens)], None, watch)
-        del exact
-        partial = quantizer.quantize(layer, tuple(watch.statistics(projection) for projection in projections))
-        del watch, projections
-        stream.run(layer, self._reader(partial).read_layer(layer), before[1], after[1])
-        snr_db = _energy_ratio_db(after)
-        self._keep_hidden(layer + 1, after)
+        before = self._read_hidden(layer)
+        with self.work.writing_array(self.work.hidden(layer + 1), before.shape) as after:
+            exact = self._reader().read_layer(layer)
+            stream.run(layer, exact, before[0], after[0])
+            quantizer = LayerQuantizer(self.spec, self.plan, SNR_FLOORS_DB, self.options.static_inputs, self._read)
+            watch, projections = self._watch(layer, exact)
+            # Inputs as the quantised layers before this one make them, so that it can make up for what they lost.
+            stream.run(layer, exact, before[1, : len(self.texts[0].tokens)], None, watch)
+            del exact
+            partial = quantizer.quantize(layer, tuple(watch.statistics(projection) for projection in projections))
+            del watch, projections
+            stream.run(layer, self._reader(partial).read_layer(layer), before[1], after[1])
+            snr_db = _energy_ratio_db(after)
         self._write_part(str(layer), partial)
         self.work.commit(layer + 1, snr_db)
 
@@ -246,7 +233,7 @@ class _Calibration:
 
     def finish(self, place: Path) -> Recipe:
         """Quantise the head, measure, and write the recipe to `place`."""
-        hidden = self._open(self.spec.layer_count, "r")
+        hidden = self._read_hidden(self.spec.layer_count)
         self._quantize_head(hidden)
         place.mkdir(exist_ok=True)
         entries = self._join_parts(place / DATA_FILE)
@@ -297,12 +284,9 @@ class _Calibration:
 
     def _measure(self, hidden: Hidden, path: Path, entries: dict[str, TensorRecipe]) -> Any:
         first = len(self.texts[0].tokens)
-        ends = []
-        file = TensorFile(path)
-        for overlay in (None, RecipeTensors(file, entries)):
-            reader = self._reader(overlay)
-            ends.append(quality.Exit(reader.read_final_norm(), reader.read_head(None)))
-        file.close()
+        with contextlib.closing(TensorFile(path)) as file:
+            readers = [self._reader(), self._reader(RecipeTensors(file, entries))]
+            ends = [quality.Exit(reader.read_final_norm(), reader.read_head(None)) for reader in readers]
         return quality.measure_quality(
             choose_arithmetic(self.spec),
             self.texts[1].tokens,

@@ -6,8 +6,8 @@ and a predictor is trained. Then each target is measured on held-out text, with 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from windlass_kernels import packed, reference
 from windlass_kernels.feed_forward import NEURON_BLOCK
@@ -28,7 +27,7 @@ from windlass_runtime.jobs import quality
 from windlass_runtime.jobs.stream import CPU, LayerStream, choose_arithmetic
 from windlass_runtime.jobs.texts import Windows, read_texts
 from windlass_runtime.jobs.token_sample import TokenSample
-from windlass_runtime.jobs.work_folder import Report, WorkFolder, replace_folder
+from windlass_runtime.jobs.work_folder import Hidden, Report, WorkFolder, replace_folder
 from windlass_runtime.model.sparse_step import SparseLayers
 from windlass_runtime.model.weights import LayerReader, LayerWeights
 from windlass_runtime.quant import rounding
@@ -46,7 +45,6 @@ _ORDER_TOKENS: Final = 1024
 _RUN_TOKENS: Final = 2048
 _TRAINED_SHARE: Final = 0.8
 """Share of the kept tokens that train; the others choose the cuts."""
-Hidden = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +148,8 @@ class _Part:
     def layer(self, layer: int) -> LayerGate | None:
         if layer not in self.layers:
             return None
-        file = TensorFile(self.work.part(str(layer)))
-        try:
+        with contextlib.closing(TensorFile(self.work.part(str(layer)))) as file:
             return read_layer(file, layer, self.target)
-        finally:
-            file.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,18 +182,6 @@ class _Training:
         gates = None if target is None else _Part(self.work, self.layers, target)
         return LayerReader(self.spec, self.tensors, torch.float32, torch.float32, CPU, self.overlay, gates)
 
-    def _open(self, path: Path, windows: int) -> Hidden:
-        """A new file [windows, L, E]; give it its name with `_keep`."""
-        shape = (windows, self.texts[0].tokens.shape[1], self.spec.hidden_size)
-        hidden: Hidden = np.lib.format.open_memmap(
-            path.with_suffix(".writing"), mode="w+", dtype=np.float32, shape=shape
-        )
-        return hidden
-
-    def _keep(self, path: Path, hidden: Hidden) -> None:
-        hidden.flush()  # type: ignore[attr-defined]
-        os.replace(path.with_suffix(".writing"), path)
-
     @property
     def _entry(self) -> Path:
         """Held-out hidden states before the first sparse layer."""
@@ -211,9 +194,8 @@ class _Training:
 
     def _embed(self, stream: LayerStream) -> None:
         tokens, path = np.concatenate([text.tokens for text in self.texts]), self.work.hidden(0)
-        hidden = self._open(path, len(tokens))
-        stream.embed(tokens, self._reader().read_embedding(), hidden)
-        self._keep(path, hidden)
+        with self.work.writing_array(path, (*tokens.shape, self.spec.hidden_size)) as hidden:
+            stream.embed(tokens, self._reader().read_embedding(), hidden)
         self.work.commit(0)
 
     def _train_layer(self, stream: LayerStream, layer: int) -> None:
@@ -222,17 +204,15 @@ class _Training:
         path = self._dense if is_last else self.work.hidden(layer + 1)
         weights = self._reader().read_layer(layer)
         if layer == self.layers[0]:
-            entry = self._open(self._entry, len(before) - first)
-            entry[:] = before[first:]
-            self._keep(self._entry, entry)
+            with self.work.writing_array(self._entry, before[first:].shape) as entry:
+                entry[:] = before[first:]
         if layer in self.layers:
             sample = TokenSample(weights, self.texts[0].tokens.size, self.options.sample_tokens)
             stream.run(layer, weights, before[:first], None, sample)
             with self.work.replacing(self.work.part(str(layer))) as part:
                 write_tensors(part, self._build_tensors(layer, weights, sample))
-        after = self._open(path, len(before))
-        stream.run(layer, weights, before, after)
-        self._keep(path, after)
+        with self.work.writing_array(path, before.shape) as after:
+            stream.run(layer, weights, before, after)
         self.work.commit(layer + 1)
 
     def _build_tensors(self, layer: int, weights: LayerWeights, sample: TokenSample) -> dict[str, torch.Tensor]:

@@ -10,9 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from windlass_runtime.errors import CalibrationError
 
 PROGRESS_FILE: Final = "progress.json"
+Hidden = NDArray[np.float32]
+"""Hidden states, in memory or in a file."""
 Report = Callable[[int, int, str], None]
 """Steps done, steps in all, and what comes next."""
 
@@ -64,6 +69,14 @@ class WorkFolder:
         written = path.with_name(path.name + ".writing")
         yield written
         os.replace(written, path)
+
+    @contextlib.contextmanager
+    def writing_array(self, path: Path, shape: tuple[int, ...]) -> Iterator[Hidden]:
+        """An array in a new file, to be filled; the file gets `path` when the block ends well."""
+        with self.replacing(path) as written:
+            array = np.lib.format.open_memmap(written, mode="w+", dtype=np.float32, shape=shape)
+            yield array
+            array.flush()
 
 
 def _refuse_other(path: Path, expected: dict[str, Any], found: dict[str, Any]) -> None:
