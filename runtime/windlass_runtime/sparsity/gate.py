@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,9 @@ def open_gate(folder: Path, spec: ModelSpec, digest: str, weights: str, mode: st
                 f"{folder / JSON_FILE}: {name}: expected {expected[:16]}, found {found[:16]}; the gate belongs to "
                 "another checkpoint, recipe or precision: run `windlass-runtime train-gate` for this one"
             )
+    if mode not in gate.modes:
+        known = ", ".join(sorted(gate.modes)) or "none"
+        raise GateError(f"{folder / JSON_FILE}: modes: expected {mode} among them, found {known}; train again")
     path = folder / DATA_FILE
     try:
         if (actual := hash_file(path)) != gate.data_sha256:
@@ -191,7 +195,7 @@ def expected_tensors(
 
 def _check_tensors(path: Path, gate: Gate, file: TensorFile, spec: ModelSpec) -> None:
     shapes = {name: stored.shape for name, stored in file.tensors.items()}
-    ranks = {layer: shapes.get(f"layers.{layer}.narrow.scales", (0,))[0] for layer in gate.layers}
+    ranks = {layer: math.prod(shapes.get(f"layers.{layer}.narrow.scales", (0,))) for layer in gate.layers}
     for name, (dtype, shape) in expected_tensors(gate, spec, ranks).items():
         found = file.tensors.get(name)
         if found is None or (found.dtype, found.shape) != (dtype, shape):

@@ -254,6 +254,7 @@ def test_without_kernels_the_same_tokens_leave_out_the_same_blocks(
         pytest.param({"data_sha256": "x"}, {}, "gate.safetensors: expected sha256 x", id="damaged data"),
         pytest.param({"layers": [0]}, {}, "layers.0.order: expected I32 .256., found nothing", id="missing layer"),
         pytest.param({"modes": {"max": 5}}, {}, "modes.max: expected one of 2 targets, found 5", id="mode"),
+        pytest.param({"modes": {"balanced": 0}}, {}, "modes: expected max among them, found balanced", id="absent"),
         pytest.param({"targets": 3}, {}, "expected a gate, found an entry that is none", id="shape of the JSON"),
         pytest.param({}, {"device": Device.CUDA}, "sparse activation: expected device cpu", id="device"),
         pytest.param({}, {"gate": Path("/nowhere")}, "with gate.json in /nowhere, found none", id="none"),
