@@ -104,8 +104,7 @@ class _Draft:
         first, last = start // PAGE_TOKENS, (end - 1) // PAGE_TOKENS
         begun, stays_open = start % PAGE_TOKENS > 0, end % PAGE_TOKENS > 0
         for page in range(first, last + 1):
-            in_tail = begun if page == first else False
-            in_tail = in_tail or (page == last and stays_open and (not begun or first == last))
+            in_tail = page == first if begun else page == last and stays_open
             place = chunk.lane if in_tail else self._stage()
             low, high = max(start, page * PAGE_TOKENS), min(end, (page + 1) * PAGE_TOKENS)
             self.offsets += range(low - page * PAGE_TOKENS, high - page * PAGE_TOKENS)
